@@ -1,0 +1,173 @@
+"""The class lists that densedet ships, each fact once, in ``resources/*.json``.
+
+Base lists (``coco_panoptic``, ``lvis_v1``, ``ade20k_150``) are written by
+``tools/make_class_lists.py`` from Detectron2's metadata. Everything else is derived here: COCO's 80
+are the things of its 133, a split is a base list with other ``seen`` flags.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+from densedet.errors import VocabularyError
+from densedet.vocabulary.category import Category, prompt_key
+
+Entry = tuple[int, Category]
+
+
+@dataclass(frozen=True)
+class ShapesWorldWords:
+    """The words of the Shapes World; things are named ``f"{colour} {kind}"``, colour-major."""
+
+    colours: tuple[str, ...]
+    kinds: tuple[str, ...]
+    stuff: tuple[str, ...]
+    unseen_kinds: tuple[str, ...]
+
+
+def load_class_list(name: str) -> tuple[Category, ...]:
+    """The categories of a shipped class list, in its order.
+
+    Raises:
+        VocabularyError: unknown name; the message has the close matches and all choices.
+    """
+    return tuple(category for _, category in _entries(name))
+
+
+def class_list_ids(name: str) -> tuple[int, ...]:
+    """The category ids of the data set's annotation files, in the order of the class list.
+
+    COCO's ids have gaps (1 to 90 for the 80 things), LVIS v1 has 1 to 1203, ADE20K 0 to 149 (in the
+    files that Detectron2's ``prepare_ade20k_sem_seg.py`` writes), the Shapes World 1 to 70.
+
+    Raises:
+        VocabularyError: unknown name.
+    """
+    return tuple(identifier for identifier, _ in _entries(name))
+
+
+def shapes_world_words() -> ShapesWorldWords:
+    """The colours, kinds and stuff of the Shapes World, in the order of its class list."""
+    data = _resource("shapes_world")
+    fields = ("colours", "kinds", "stuff", "unseen_kinds")
+    return ShapesWorldWords(**{field: tuple(data[field]) for field in fields})
+
+
+def _entries(name: str) -> list[Entry]:
+    if name not in _BUILDERS:
+        close = get_close_matches(name, CLASS_LISTS)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise VocabularyError(
+            f"no class list named {name!r}: {hint}the class lists are {', '.join(CLASS_LISTS)}"
+        )
+    return _BUILDERS[name]()
+
+
+def _resource(name: str) -> dict[str, Any]:
+    text = (files("densedet.vocabulary") / "resources" / f"{name}.json").read_text("utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def _coco_panoptic() -> list[Entry]:
+    records = _resource("coco_panoptic")["categories"]
+    return [(r["id"], Category(r["name"], kind=r["kind"])) for r in records]
+
+
+def _coco() -> list[Entry]:
+    return [entry for entry in _coco_panoptic() if entry[1].kind == "thing"]
+
+
+def _ov_coco() -> list[Entry]:
+    split = _resource("ov_coco")
+    seen = {**dict.fromkeys(split["seen"], True), **dict.fromkeys(split["unseen"], False)}
+    return [
+        (identifier, replace(category, seen=seen[category.label]))
+        for identifier, category in _coco()
+        if category.label in seen
+    ]
+
+
+def _lvis_v1() -> list[Entry]:
+    """Labels are the names of the annotation files, and the only prompts, as in ViLD and CLIPSelf.
+
+    LVIS's own synonyms are left out: without their brackets several name more than one class
+    ("bow", "cap", "fish"), and published OV-LVIS results prompt the name alone.
+    """
+    records = _resource("lvis_v1")["categories"]
+    return [(r["id"], Category(r["name"], frequency=r["frequency"])) for r in records]
+
+
+def _ov_lvis() -> list[Entry]:
+    return [(i, replace(category, seen=category.frequency != "r")) for i, category in _lvis_v1()]
+
+
+def _ade20k_labels() -> list[tuple[int, str]]:
+    return [(r["id"], r["name"]) for r in _resource("ade20k_150")["categories"]]
+
+
+def _ade20k_150() -> list[Entry]:
+    """The names in a label ("road, route") are its synonyms, save those that another label has too.
+
+    "ground", "counter", "screen", "pot" and "stool" occur twice; the first name of a label stays.
+    All 150 are "stuff", as in Detectron2's registration for semantic segmentation.
+    """
+    names = {label: [part.strip() for part in label.split(",")] for _, label in _ade20k_labels()}
+    keys = [prompt_key(part) for parts in names.values() for part in parts]
+
+    def prompts(label: str) -> tuple[str, ...]:
+        first, *others = names[label]
+        return (first, *(part for part in others if keys.count(prompt_key(part)) == 1))
+
+    return [(i, Category(label, prompts(label), kind="stuff")) for i, label in _ade20k_labels()]
+
+
+def _ade20k_150_denseclip() -> list[Entry]:
+    overrides = _resource("ade20k_150_denseclip")["prompts"]
+
+    def prompt(label: str) -> str:
+        return overrides.get(label, label.split(",")[0])
+
+    return [(i, Category(label, (prompt(label),), kind="stuff")) for i, label in _ade20k_labels()]
+
+
+def _shapes_world(unseen: Callable[[int, int], bool]) -> list[Entry]:
+    """``unseen(colour, kind)`` says, from the two indices, whether a thing is unseen."""
+    words = shapes_world_words()
+    things = [
+        Category(f"{colour} {kind}", seen=not unseen(c, k))
+        for c, colour in enumerate(words.colours)
+        for k, kind in enumerate(words.kinds)
+    ]
+    return list(enumerate(things + [Category(name, kind="stuff") for name in words.stuff], start=1))
+
+
+def _shapes_world_kind() -> list[Entry]:
+    words = shapes_world_words()
+    return _shapes_world(lambda colour, kind: words.kinds[kind] in words.unseen_kinds)
+
+
+def _shapes_world_pairs() -> list[Entry]:
+    return _shapes_world(lambda colour, kind: (kind - 3 * colour) % 8 in (0, 1))
+
+
+_BUILDERS: Mapping[str, Callable[[], list[Entry]]] = MappingProxyType(
+    {
+        "coco": _coco,
+        "coco_panoptic": _coco_panoptic,
+        "lvis_v1": _lvis_v1,
+        "ov_coco": _ov_coco,
+        "ov_lvis": _ov_lvis,
+        "ade20k_150": _ade20k_150,
+        "ade20k_150_denseclip": _ade20k_150_denseclip,
+        "shapes_world": lambda: _shapes_world(lambda colour, kind: False),
+        "shapes_world_kind": _shapes_world_kind,
+        "shapes_world_pairs": _shapes_world_pairs,
+    }
+)
+CLASS_LISTS: tuple[str, ...] = tuple(_BUILDERS)
+"""The names that :func:`load_class_list` knows."""

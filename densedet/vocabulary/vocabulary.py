@@ -1,0 +1,273 @@
+"""The vocabulary: an ordered tuple of categories, pure data, handed to every head."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from densedet.errors import VocabularyError
+from densedet.files import atomic_path
+from densedet.vocabulary import readers
+from densedet.vocabulary.category import Category, Kind, prompt_key
+from densedet.vocabulary.class_lists import CLASS_LISTS, load_class_list
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The C categories that a model tells apart, with P >= C prompted names in all.
+
+    Args:
+        categories: at least one; labels and prompted names are unique. Names that CLIP cannot tell
+            apart (letter case, underscore against space) count as equal.
+
+    Raises:
+        VocabularyError: no category, a label used twice, a synonym under two labels.
+    """
+
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "categories", tuple(self.categories))
+        if not self.categories:
+            raise VocabularyError("the vocabulary is empty; name at least one category")
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        labels: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        for number, category in enumerate(self.categories, 1):
+            other = labels.setdefault(prompt_key(category.label), category.label)
+            if len(labels) < number:
+                raise VocabularyError(
+                    f"category {number}: the label {category.label!r} is already used (as "
+                    f"{other!r}); rename or remove one"
+                )
+            for name in category.synonyms:
+                owner = owners.setdefault(prompt_key(name), category.label)
+                if owner != category.label:
+                    raise VocabularyError(
+                        f"category {number}: the synonym {name!r} of {category.label!r} also "
+                        f"belongs to {owner!r}; keep it under one label"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self.categories)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The C labels."""
+        return tuple(category.label for category in self.categories)
+
+    @property
+    def synonyms(self) -> tuple[str, ...]:
+        """The P prompted names, those of one category side by side."""
+        return tuple(name for category in self.categories for name in category.synonyms)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """For each of the P prompted names the index of its category."""
+        return tuple(i for i, category in enumerate(self.categories) for _ in category.synonyms)
+
+    @property
+    def seen(self) -> tuple[bool, ...]:
+        """For each of the C categories whether the training had it."""
+        return tuple(category.seen for category in self.categories)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """For each of the C categories "thing" or "stuff"."""
+        return tuple(category.kind for category in self.categories)
+
+    @cached_property
+    def _positions(self) -> Mapping[str, int]:
+        return {category.label: i for i, category in enumerate(self.categories)}
+
+    def index(self, label: str) -> int:
+        """The position of the category with this label (white space around it is ignored).
+
+        Raises:
+            VocabularyError: no such label; the message has the close matches.
+        """
+        position = self._positions.get(label.strip())
+        if position is None:
+            raise VocabularyError(
+                f"the vocabulary has no label {label!r}{self._hint(label)}; use one of its "
+                f"{len(self)} labels or add the category"
+            )
+        return position
+
+    def _hint(self, label: str) -> str:
+        for category in self.categories:
+            if prompt_key(label) in map(prompt_key, category.synonyms):
+                return f" (it is a prompt of {category.label!r})"
+        close = get_close_matches(label, self.labels)
+        return f" (close: {', '.join(map(repr, close))})" if close else ""
+
+    def of_kind(self, kind: Kind) -> "Vocabulary":
+        """The categories of one kind, in the same order.
+
+        Raises:
+            VocabularyError: unknown kind, or there is no such category.
+        """
+        if kind not in ("thing", "stuff"):
+            raise VocabularyError(f"unknown kind {kind!r}; choose 'thing' or 'stuff'")
+        chosen = tuple(category for category in self.categories if category.kind == kind)
+        if not chosen:
+            raise VocabularyError(f"the vocabulary has no category of kind {kind!r}")
+        return Vocabulary(chosen)
+
+    def with_unseen(self, labels: Iterable[str]) -> "Vocabulary":
+        """The same categories, with exactly these labels marked as unseen.
+
+        Raises:
+            VocabularyError: a label that is not in the vocabulary.
+        """
+        if isinstance(labels, str):
+            raise VocabularyError(f"expected a list of labels, got the text {labels!r}")
+        unseen = {self.index(label) for label in labels}
+        return Vocabulary(
+            tuple(replace(category, seen=i not in unseen) for i, category in enumerate(self))
+        )
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the content: every field of every category, and their order."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(b"densedet.vocabulary/1\n" + text.encode("ascii")).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, read by :meth:`from_dict`."""
+        records = [asdict(category) for category in self.categories]
+        return {"categories": [{**r, "synonyms": list(r["synonyms"])} for r in records]}
+
+    def to_text(self) -> str:
+        """The short form that :meth:`parse` reads: ``"cat,kitten;remote control"``.
+
+        Raises:
+            VocabularyError: the short form cannot hold it: a name with "," or ";", a label that is
+                not its own first synonym, or kind, seen or frequency that are not the defaults.
+        """
+        return ";".join(_line(category) for category in self.categories)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``.json`` (everything) or ``.txt`` (one category a line; see :meth:`to_text`)."""
+        path = Path(path)
+        with readers.located(path):
+            if path.suffix.lower() == ".json":
+                text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+            elif path.suffix.lower() == ".txt":
+                text = "\n".join(_line(category) for category in self.categories)
+            else:
+                raise VocabularyError("a vocabulary is saved as .json or .txt; change the suffix")
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + "\n", "utf-8")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Vocabulary":
+        """Read what :meth:`to_dict` returns; only ``label`` is required in a record."""
+        return cls(readers.categories_from_records(data))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Read a ``.json`` or ``.txt`` file.
+
+        JSON may hold what :meth:`save` writes, a list as in :meth:`from_names`, or a COCO-format
+        annotation file. Text has one category a line, with commas between its synonyms.
+
+        Raises:
+            VocabularyError: naming the file, the record and the remedy.
+        """
+        with readers.located(Path(path)):
+            return cls(readers.categories_from_file(Path(path)))
+
+    @classmethod
+    def from_names(cls, names: Iterable[str | Sequence[str]]) -> "Vocabulary":
+        """Read labels, or lists of synonyms whose first is the label; commas are not special."""
+        return cls(readers.categories_from_names(names))
+
+    @classmethod
+    def parse(cls, text: str) -> "Vocabulary":
+        """Read ``"cat,kitten;remote control"``: the first name of each category is its label."""
+        return cls(readers.categories_from_text(text))
+
+    @classmethod
+    def named(cls, name: str) -> "Vocabulary":
+        """A shipped class list: one of :data:`densedet.vocabulary.CLASS_LISTS`."""
+        return cls(load_class_list(name))
+
+    @classmethod
+    def from_coco(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> "Vocabulary":
+        """The categories of a COCO-format annotation file (or its content), by ascending id."""
+        if isinstance(source, Mapping):
+            return cls(readers.categories_from_coco(source))
+        with readers.located(Path(source)):
+            data = readers.read_json(Path(source))
+            if not isinstance(data, dict):
+                raise VocabularyError("not a COCO-format file: it holds no JSON object")
+            return cls(readers.categories_from_coco(data))
+
+    @classmethod
+    def resolve(cls, spec: "VocabularyLike") -> "Vocabulary":
+        """Whatever a user may write for a vocabulary.
+
+        Args:
+            spec: a vocabulary; a list as in :meth:`from_names`; a mapping as in :meth:`from_dict`;
+                a path to a ``.json`` or ``.txt`` file; the name of a class list; or the text of
+                :meth:`parse`, tried in this order.
+
+        Raises:
+            VocabularyError: a missing file, or text that looks like a misspelt class list. Write
+                ``"name;"`` for a category that happens to be called like one.
+        """
+        if isinstance(spec, Vocabulary):
+            return spec
+        if isinstance(spec, str):
+            return cls._resolve_text(spec)
+        if isinstance(spec, os.PathLike):
+            return cls.from_file(spec)
+        if isinstance(spec, Mapping):
+            return cls.from_dict(spec)
+        if isinstance(spec, Sequence):
+            return cls.from_names(spec)
+        raise VocabularyError(f"cannot make a vocabulary of {type(spec).__name__} {spec!r}")
+
+    @classmethod
+    def _resolve_text(cls, text: str) -> "Vocabulary":
+        if ";" not in text and text.lower().endswith(readers.SUFFIXES):
+            return cls.from_file(text)
+        if _is_like_class_list(text.strip()):
+            return cls.named(text.strip())
+        return cls.parse(text)
+
+
+VocabularyLike = Vocabulary | str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]
+"""What :meth:`Vocabulary.resolve` accepts."""
+
+
+def _is_like_class_list(text: str) -> bool:
+    """Whether text names a class list or is more likely misspelt than a category: "ade20k"."""
+    if text in CLASS_LISTS:
+        return True
+    is_identifier = re.fullmatch(r"\w*[_\d]\w*", text) is not None
+    return is_identifier and bool(get_close_matches(text, CLASS_LISTS, cutoff=0.7))
+
+
+def _line(category: Category) -> str:
+    names = category.synonyms
+    if category != Category(category.label, names):
+        problem = "its kind, seen or frequency would be lost"
+    elif names[0] != category.label:
+        problem = "its label is not its first synonym"
+    elif any(re.search("[,;]", name) or len(name.splitlines()) > 1 for name in names):
+        problem = "a name has a ',', a ';' or a line break"
+    else:
+        return ",".join(names)
+    raise VocabularyError(f"category {category.label!r} does not fit in text: {problem}; use .json")

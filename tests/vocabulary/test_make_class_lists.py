@@ -1,0 +1,39 @@
+import importlib.util
+import sys
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_class_lists.py"
+
+
+@pytest.fixture
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_class_lists", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_regenerated_files_equal_the_committed_ones(tool: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("detectron2")
+    assert tool.main(["--out", str(tmp_path)]) == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(written) == {"coco_panoptic.json", "lvis_v1.json", "ade20k_150.json"}
+    resources = files("densedet.vocabulary") / "resources"
+    assert written == {name: (resources / name).read_bytes() for name in written}
+
+
+def test_without_detectron2_it_says_so_and_writes_nothing(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    out = tmp_path / "out"
+    with pytest.raises(tool.InstallationError, match=r"tools/install_detectron2\.py"):
+        tool.main(["--out", str(out)])
+    assert not out.exists()
