@@ -1,0 +1,312 @@
+"""Shapes World on disk: a synthetic data set in the formats of COCO.
+
+Layout below the root folder::
+
+    shapes_world/manifest.json                       the recipe; written last
+    shapes_world/{train,val}/000000.jpg              scenes
+    shapes_world/annotations/instances_{train,val}.json
+    shapes_world/annotations/panoptic_{train,val}.json
+    shapes_world/annotations/captions_{train,val}.json
+    shapes_world/panoptic_{train,val}/000000.png     segment ids, as COCO panoptic encodes them
+    shapes_world/semantic_{train,val}/000000.png     index in the vocabulary "shapes_world"
+    shapes_world/pairs/00000/000000.jpg              image-caption pairs, a thousand a folder
+    shapes_world/annotations/captions_pairs.json
+
+Category ids are the index in the vocabulary "shapes_world" plus one. Nothing in it is a photograph:
+it shows what methods do, not how accurate they are on real images.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_sem_seg, register_coco_panoptic
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from densedet.data.catalog import register_coco_format
+from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
+from densedet.errors import DatasetError
+from densedet.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "shapes_world"
+SPLITS = ("kind", "pairs")
+VOCABULARY = "shapes_world"
+_JPEG_QUALITY = 95
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShapesWorldRecipe:
+    """What a data set is made of; the same recipe gives the same bytes.
+
+    Attributes:
+        train: training scenes.
+        val: validation scenes.
+        pairs: image-caption pairs.
+        seed: of every random choice.
+        version: of the renderer and the file layout.
+    """
+
+    train: int = 600
+    val: int = 300
+    pairs: int = 0
+    seed: int = 0
+    version: int = _FORMAT_VERSION
+
+
+def write_shapes_world(
+    root: str | os.PathLike[str], recipe: ShapesWorldRecipe, force: bool = False
+) -> Path:
+    """Write the data set below ``root`` unless it is there already.
+
+    The files are written to a temporary folder that is moved into place at the end.
+
+    Args:
+        root: the folder of the data sets.
+        recipe: what to write.
+        force: replace a data set of another recipe.
+
+    Returns:
+        The folder ``root/shapes_world``.
+
+    Raises:
+        DatasetError: a count is negative, or the folder holds something else and ``force`` is off.
+    """
+    _check_recipe(recipe)
+    target = Path(root) / FOLDER
+    if target.exists():
+        if read_recipe(root) == recipe:
+            logger.info("%s is complete already", target)
+            return target
+        if not force:
+            raise DatasetError(
+                f"{target} holds another data set than the one asked for; choose another root "
+                "or replace it with --force"
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=target.parent) as temporary:
+        folder = Path(temporary) / FOLDER
+        (folder / "annotations").mkdir(parents=True)
+        for split, count in (("train", recipe.train), ("val", recipe.val)):
+            _SceneWriter(folder, split).write(recipe.seed, count)
+        _write_pairs(folder, recipe)
+        (folder / "manifest.json").write_text(json.dumps(asdict(recipe)))
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(folder, target)
+    return target
+
+
+def read_recipe(root: str | os.PathLike[str]) -> ShapesWorldRecipe | None:
+    """The recipe of the data set below ``root``; None if there is no complete one."""
+    try:
+        manifest = json.loads((Path(root) / FOLDER / "manifest.json").read_text())
+        return ShapesWorldRecipe(**manifest)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _check_recipe(recipe: ShapesWorldRecipe) -> None:
+    for name in ("train", "val", "pairs", "seed"):
+        if getattr(recipe, name) < 0:
+            raise DatasetError(f"{name}={getattr(recipe, name)} must not be negative")
+    if not (recipe.train or recipe.val or recipe.pairs):
+        raise DatasetError("nothing to write: train, val and pairs are all zero")
+
+
+def _category_records(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": i + 1,
+            "name": category.label,
+            "isthing": int(category.kind == "thing"),
+            "supercategory": category.label.split()[-1] if category.kind == "thing" else "stuff",
+        }
+        for i, category in enumerate(vocabulary)
+    ]
+
+
+class _SceneWriter:
+    """Writes the scenes of one split and collects their records."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.vocabulary = Vocabulary.named(VOCABULARY)
+        self.images: list[dict[str, Any]] = []
+        self.instances: list[dict[str, Any]] = []
+        self.panoptic: list[dict[str, Any]] = []
+        self.captions: list[dict[str, Any]] = []
+
+    def write(self, seed: int, count: int) -> None:
+        for name in (self.split, f"panoptic_{self.split}", f"semantic_{self.split}"):
+            (self.folder / name).mkdir()
+        for index in tqdm(range(count), desc=f"{self.split} scenes", unit="image"):
+            self._add(index, make_scene(seed, self.split, index))
+        categories = _category_records(self.vocabulary)
+        things = [c for c in categories if c["isthing"]]
+        self._dump("instances", annotations=self.instances, categories=things)
+        self._dump("panoptic", annotations=self.panoptic, categories=categories)
+        self._dump("captions", annotations=self.captions)
+
+    def _dump(self, kind: str, **records: Any) -> None:
+        path = self.folder / "annotations" / f"{kind}_{self.split}.json"
+        path.write_text(json.dumps({"images": self.images, **records}))
+
+    def _add(self, index: int, scene: Scene) -> None:
+        height, width = scene.image.shape[:2]
+        name, image_id = f"{index:06d}", index + 1
+        self.images.append(
+            {"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width}
+        )
+        self.captions.append({"id": image_id, "image_id": image_id, "caption": scene.caption})
+        segments: list[dict[str, Any]] = []
+        ids = np.zeros((height, width), dtype=np.uint32)
+        semantic = np.full((height, width), 255, dtype=np.uint8)
+        regions = [(label, mask) for label, mask in scene.stuff]
+        regions += [(thing.label, thing.mask) for thing in scene.things]
+        for label, mask in regions:
+            category = self.vocabulary.index(label)
+            segment = {"id": len(segments) + 1, "category_id": category + 1, **_geometry(mask)}
+            segments.append({**segment, "iscrowd": 0})
+            ids[mask], semantic[mask] = segment["id"], category
+        for thing in scene.things:
+            self.instances.append(self._instance(image_id, thing.label, thing.mask))
+        self.panoptic.append(
+            {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}
+        )
+        self._save(scene.image, self.split, f"{name}.jpg")
+        self._save(_id_colours(ids), f"panoptic_{self.split}", f"{name}.png")
+        self._save(semantic, f"semantic_{self.split}", f"{name}.png")
+
+    def _instance(self, image_id: int, label: str, mask: NDArray[np.bool_]) -> dict[str, Any]:
+        rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+        return {
+            "id": len(self.instances) + 1,
+            "image_id": image_id,
+            "category_id": self.vocabulary.index(label) + 1,
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "iscrowd": 0,
+            **_geometry(mask),
+        }
+
+    def _save(self, pixels: NDArray[np.uint8], folder: str, name: str) -> None:
+        options = {"quality": _JPEG_QUALITY} if name.endswith(".jpg") else {}
+        Image.fromarray(pixels).save(self.folder / folder / name, **options)
+
+
+def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's "area" and "bbox" (x, y, width, height) of a mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    return {"area": int(mask.sum()), "bbox": box}
+
+
+def _id_colours(ids: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """COCO panoptic's encoding: id = R + 256 G + 256^2 B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
+
+
+def _write_pairs(folder: Path, recipe: ShapesWorldRecipe) -> None:
+    if not recipe.pairs:
+        return
+    images, captions = [], []
+    for index in tqdm(range(recipe.pairs), desc="image-caption pairs", unit="pair"):
+        pixels, caption = make_pair(recipe.seed, index)
+        name = f"{index // 1000:05d}/{index:06d}.jpg"
+        path = folder / "pairs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY)
+        height, width = pixels.shape[:2]
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        captions.append({"id": index + 1, "image_id": index + 1, "caption": caption})
+    path = folder / "annotations" / "captions_pairs.json"
+    path.write_text(json.dumps({"images": images, "annotations": captions}))
+
+
+def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
+    """Register Shapes World below ``root`` in Detectron2's catalogs; nothing is read here.
+
+    For each seen/unseen split S of "kind" and "pairs", over the 64 things:
+    ``shapes_world_S_train_seen`` (annotations of seen classes only; the unseen things stay in the
+    pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things and
+    stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
+    """
+    folder = Path(root) / FOLDER
+    hint = f"make it with: python tools/prepare_shapes_world.py --root {Path(root)}"
+    for split in SPLITS:
+        things = Vocabulary.named(f"shapes_world_{split}").of_kind("thing")
+        for name, part, seen_only in _detection_sets(split):
+            register_coco_format(
+                name,
+                folder / "annotations" / f"instances_{part}.json",
+                folder / part,
+                things,
+                hint=hint,
+                seen_only=seen_only,
+            )
+    for part in ("train", "val"):
+        _register_panoptic(folder, part)
+        _register_semantic(folder, part)
+
+
+def _detection_sets(split: str) -> Iterator[tuple[str, str, bool]]:
+    yield f"shapes_world_{split}_train_seen", "train", True
+    yield f"shapes_world_{split}_train", "train", False
+    yield f"shapes_world_{split}_val", "val", False
+
+
+def _register_panoptic(folder: Path, part: str) -> None:
+    name = f"shapes_world_panoptic_{part}"
+    if name in DatasetCatalog:
+        return
+    vocabulary = Vocabulary.named(VOCABULARY)
+    labels = list(vocabulary.labels)
+    kinds = [category.kind for category in vocabulary]
+    things = {i + 1: i for i, kind in enumerate(kinds) if kind == "thing"}
+    stuff = {i + 1: i for i, kind in enumerate(kinds) if kind == "stuff"}
+    metadata = {
+        "thing_classes": labels,
+        "stuff_classes": labels,
+        "thing_dataset_id_to_contiguous_id": things,
+        "stuff_dataset_id_to_contiguous_id": stuff,
+        "vocabulary": vocabulary,
+    }
+    register_coco_panoptic(
+        name,
+        metadata,
+        str(folder / part),
+        str(folder / f"panoptic_{part}"),
+        str(folder / "annotations" / f"panoptic_{part}.json"),
+        str(folder / "annotations" / f"instances_{part}.json"),
+    )
+
+
+def _register_semantic(folder: Path, part: str) -> None:
+    name = f"shapes_world_semantic_{part}"
+    if name in DatasetCatalog:
+        return
+    truth, images = str(folder / f"semantic_{part}"), str(folder / part)
+    DatasetCatalog.register(name, lambda: load_sem_seg(truth, images))
+    vocabulary = Vocabulary.named(VOCABULARY)
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(vocabulary.labels),
+        vocabulary=vocabulary,
+        image_root=images,
+        sem_seg_root=truth,
+        evaluator_type="sem_seg",
+        ignore_label=255,
+    )
