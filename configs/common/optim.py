@@ -1,0 +1,17 @@
+# AdamW on the parameters that are not frozen. `params.model` is filled in by the trainer.
+import torch
+from detectron2.config import LazyCall as L
+
+from densedet.engine.optim import get_parameters
+
+AdamW = L(torch.optim.AdamW)(
+    params=L(get_parameters)(
+        # None: the decay of the optimizer; weight_decay_1d covers biases, norms and scalars
+        weight_decay_norm=None,
+        weight_decay_bias=None,
+        weight_decay_1d=None,
+    ),
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.1,
+)

@@ -1,0 +1,26 @@
+# Learning-rate multipliers, in iterations of the config that holds them.
+from detectron2.config import LazyCall as L
+
+from densedet.engine.schedule import warmup_schedule
+
+# linear warm-up, then the full rate to the end
+constant = L(warmup_schedule)(
+    max_iter="${train.max_iter}", warmup_iters=250, warmup_factor=0.001, decay="constant"
+)
+# linear warm-up, then times gamma at every milestone
+step = L(warmup_schedule)(
+    max_iter="${train.max_iter}",
+    warmup_iters=250,
+    warmup_factor=0.001,
+    decay="step",
+    milestones=[],
+    gamma=0.1,
+)
+# linear warm-up, then half a cosine over the iterations that remain
+cosine = L(warmup_schedule)(
+    max_iter="${train.max_iter}",
+    warmup_iters=250,
+    warmup_factor=0.001,
+    decay="cosine",
+    final_factor=0.0,
+)

@@ -1,0 +1,46 @@
+"""Data sets in COCO format, image reading and the mappers that turn a record into model input.
+
+The names below are looked up when they are first used, so that the parts which need no Detectron2
+(the Shapes World) can be imported where it is absent.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densedet.data.catalog import register_all, register_coco_format
+    from densedet.data.coco_format import load_coco_format
+    from densedet.data.images import read_image
+    from densedet.data.loader import build_test_loader, build_train_loader
+    from densedet.data.mapper import DetectionMapper
+    from densedet.data.transforms import large_scale_jitter, resize_longest_side
+
+__all__ = [
+    "DetectionMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "large_scale_jitter",
+    "load_coco_format",
+    "read_image",
+    "register_all",
+    "register_coco_format",
+    "resize_longest_side",
+]
+
+_MODULES = {
+    "DetectionMapper": "mapper",
+    "build_test_loader": "loader",
+    "build_train_loader": "loader",
+    "large_scale_jitter": "transforms",
+    "load_coco_format": "coco_format",
+    "read_image": "images",
+    "register_all": "catalog",
+    "register_coco_format": "catalog",
+    "resize_longest_side": "transforms",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,73 @@
+"""Reading images."""
+
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from detectron2.data import detection_utils
+from PIL import Image, ImageFile
+
+from densedet.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as Detectron2 does (EXIF orientation applied), in RGB.
+
+    Args:
+        path: anything Pillow opens: JPEG, PNG, WebP, ...; grey and palette images become RGB.
+
+    Returns:
+        (H, W, 3) uint8 array, writable, RGB.
+
+    Raises:
+        ImageError: the file is missing, is not an image, or is truncated or corrupt (also where the
+            program has told Pillow to accept truncated files).
+    """
+    name = os.fspath(path)
+    try:
+        with _truncation_is_an_error():
+            return np.array(detection_utils.read_image(name, format="RGB"))
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"image {name} does not exist; check the image folder that the data set or the command "
+            "was given"
+        ) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(
+            f"image {name} cannot be opened ({error.strerror}); give a readable file"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not an image, or one in a format that this Pillow cannot read; "
+            "replace the file"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {name} is refused: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ImageError(
+            f"image {name} is truncated or corrupt ({error}); fetch or write it again"
+        ) from error
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Make Pillow raise on truncated files, whatever the program has set.
+
+    ``ImageFile.LOAD_TRUNCATED_IMAGES`` is a switch for the whole process, which other libraries
+    turn
+    on: the missing part of an image is then silently grey. It is put back afterwards.
+    """
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    logger.debug("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on; densedet reads with it off")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True

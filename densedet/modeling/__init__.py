@@ -1,0 +1,1 @@
+"""Detectron2 building blocks of densedet."""

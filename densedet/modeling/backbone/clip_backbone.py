@@ -1,0 +1,122 @@
+"""A CLIP image tower as a Detectron2 backbone."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
+from torch import Tensor
+
+from densedet.clip import ClipVisual
+
+DENSE_FEATURE = "vlm"
+
+
+@BACKBONE_REGISTRY.register()
+class ClipBackbone(Backbone):
+    """Taps of a CLIP tower and, in evaluation, its dense map of embeddings.
+
+    The dense map (``"vlm"``, unit norm, D channels) is what region scores are ensembled with at
+    test time (CLIPSelf, arXiv 2310.01403, F-ViT detector); training does not compute it.
+
+    Args:
+        visual: the tower.
+        out_features: names of taps, see `ClipVisual`.
+        frozen: keep the tower in eval mode and run it without gradient.
+        square_size: pad every batch to squares of this side in pixels; 0 pads to the next
+            multiple of the stride.
+        cache_size: keep the features of this many images in evaluation (frozen towers only), so
+            that another vocabulary or threshold on the same images costs no second pass. Images
+            are recognised by their content.
+    """
+
+    def __init__(
+        self,
+        visual: ClipVisual,
+        out_features: Sequence[str],
+        frozen: bool = True,
+        square_size: int = 0,
+        cache_size: int = 0,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in out_features if name not in visual.tap_channels]
+        if unknown:
+            raise ValueError(f"no taps {unknown}; there are {list(visual.tap_channels)}")
+        if cache_size and not frozen:
+            raise ValueError("features can be cached only if the tower is frozen")
+        self.visual = visual
+        self.frozen = frozen
+        self.square_size = square_size
+        self.cache_size = cache_size
+        self._cache: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
+        self._out_features = list(out_features)
+        self._out_feature_channels = {n: visual.tap_channels[n] for n in out_features}
+        self._out_feature_strides = {n: visual.tap_strides[n] for n in out_features}
+        self._out_feature_channels[DENSE_FEATURE] = visual.embed_dim
+        self._out_feature_strides[DENSE_FEATURE] = visual.stride
+        if frozen:
+            visual.requires_grad_(False)
+            visual.eval()
+
+    def train(self, mode: bool = True) -> "ClipBackbone":
+        """Set the mode; a frozen tower stays in eval mode. Clears the cache."""
+        super().train(mode)
+        if self.frozen:
+            self.visual.eval()
+        self._cache.clear()
+        return self
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.visual.stride
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"square_size": self.square_size}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of the taps and of the dense map."""
+        return {
+            name: ShapeSpec(channels=channels, stride=self._out_feature_strides[name])
+            for name, channels in self._out_feature_channels.items()
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W) -> taps (B, C, h, w); in evaluation also ``"vlm"``."""
+        if not self.frozen:
+            return self._features(images)
+        with torch.no_grad():
+            if self.training or not self.cache_size:
+                return self._features(images)
+            return self._cached_features(images)
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        dense = not self.training
+        found = self.visual(images, taps=self._out_features, dense=dense, pooled=False)
+        features = dict(found.taps)
+        if dense:
+            features[DENSE_FEATURE] = found.dense
+        return features
+
+    def _cached_features(self, images: Tensor) -> dict[str, Tensor]:
+        keys = [_content_key(image) for image in images]
+        missing = [i for i, key in enumerate(keys) if key not in self._cache]
+        if missing:
+            computed = self._features(images[missing])
+            for row, i in enumerate(missing):
+                self._cache[keys[i]] = {n: f[row : row + 1] for n, f in computed.items()}
+        for key in keys:
+            self._cache.move_to_end(key)
+        found = [self._cache[key] for key in keys]
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return {name: torch.cat([f[name] for f in found]) for name in found[0]}
+
+
+def _content_key(image: Tensor) -> bytes:
+    data = image.detach().cpu().contiguous()
+    digest = hashlib.blake2b(str((tuple(data.shape), data.dtype)).encode(), digest_size=16)
+    digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.digest()

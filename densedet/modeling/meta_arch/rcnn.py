@@ -1,0 +1,80 @@
+"""Open-vocabulary Faster and Mask R-CNN."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
+from detectron2.structures import Instances
+
+from densedet.clip import ClassEmbeddings, ClipVisual
+from densedet.vocabulary import Vocabulary
+
+
+def clip_statistics(backbone: Backbone) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB in 0..255 that belong to the CLIP tower of a backbone."""
+    visual = next(module for module in backbone.modules() if isinstance(module, ClipVisual))
+    return [255 * v for v in visual.pixel_mean], [255 * v for v in visual.pixel_std]
+
+
+@META_ARCH_REGISTRY.register()
+class OpenVocabularyRCNN(GeneralizedRCNN):
+    """`GeneralizedRCNN` whose classes are a vocabulary, replaceable at any time.
+
+    Args:
+        vocabulary: the classes to start with; in training, labels are indices into it.
+        embedder: turns a vocabulary into class embeddings (a `VocabularyEmbedder`). It is called
+            at the first forward pass after a change, so that building a model costs no text tower.
+        pixel_mean, pixel_std: of RGB in 0..255; None takes the statistics that belong to the CLIP
+            weights of the backbone.
+        **kwargs: as of `GeneralizedRCNN`; ``roi_heads`` is an `OpenVocabularyROIHeads`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: Vocabulary,
+        embedder: Callable[[Vocabulary], ClassEmbeddings],
+        backbone: Backbone,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        mean, std = clip_statistics(backbone)
+        super().__init__(
+            backbone=backbone,
+            pixel_mean=mean if pixel_mean is None else pixel_mean,
+            pixel_std=std if pixel_std is None else pixel_std,
+            **kwargs,
+        )
+        self.embedder = embedder
+        self.set_vocabulary(vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes that results refer to: ``pred_classes`` are indices into it."""
+        return self._vocabulary
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Detect these classes from now on; no weight changes."""
+        self._vocabulary = vocabulary
+        self._embedded = False
+
+    def _embed_vocabulary(self) -> None:
+        if not self._embedded:
+            self.roi_heads.set_classes(self.embedder(self._vocabulary), self._vocabulary.seen)
+            self._embedded = True
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As `GeneralizedRCNN.forward`; embeds the vocabulary first if it is new."""
+        self._embed_vocabulary()
+        return super().forward(batched_inputs)
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> Any:
+        """As `GeneralizedRCNN.inference`; embeds the vocabulary first if it is new."""
+        self._embed_vocabulary()
+        return super().inference(batched_inputs, detected_instances, do_postprocess)

@@ -1,0 +1,44 @@
+"""ROI heads that classify by comparison with class embeddings."""
+
+from typing import Any
+
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Instances
+from torch import Tensor
+
+from densedet.clip import ClassEmbeddings
+from densedet.modeling.backbone import DENSE_FEATURE
+from densedet.regions import pool_boxes
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabularyROIHeads(StandardROIHeads):
+    """`StandardROIHeads` whose box predictor also sees the dense map at test time.
+
+    The dense embedding of a region is pooled over its *proposal* box, not over the regressed one
+    (F-ViT: CLIPSelf, arXiv 2310.01403).
+
+    Args:
+        dense_stride: pixels per cell of the dense map.
+        **kwargs: as of `StandardROIHeads`, without ``num_classes``; ``box_predictor`` is an
+            `OpenVocabularyBoxPredictor` and masks are class-agnostic.
+    """
+
+    def __init__(self, *, dense_stride: float, **kwargs: Any) -> None:
+        super().__init__(num_classes=1, **kwargs)
+        self.dense_stride = dense_stride
+
+    def set_classes(self, embeddings: ClassEmbeddings, seen: tuple[bool, ...]) -> None:
+        """Replace the classes; see `CosineClassifier.set_classes`."""
+        self.box_predictor.set_classes(embeddings, seen)
+        self.num_classes = len(seen)
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        if self.training or self.box_predictor.ensemble is None:
+            return super()._forward_box(features, proposals)
+        boxes = [p.proposal_boxes for p in proposals]
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
+        dense = pool_boxes(features[DENSE_FEATURE], [b.tensor for b in boxes], self.dense_stride)
+        predictions = self.box_predictor(self.box_head(pooled), dense)
+        instances, _ = self.box_predictor.inference(predictions, proposals)
+        return instances

@@ -1,0 +1,129 @@
+"""The data configs build: on files of the official layout, with few records."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.evaluation import LVISEvaluator
+from omegaconf import DictConfig
+from PIL import Image
+
+from densedet.evaluation import OpenVocabularyCOCOEvaluator
+from densedet.vocabulary import Vocabulary
+
+FOLDER = Path(__file__).parents[2] / "configs/common/data"
+
+
+def _records(categories: list[int]) -> dict[str, Any]:
+    """One image with one object a category id."""
+    polygon = [[10, 10, 90, 10, 90, 70, 10, 70]]
+    return {
+        "images": [
+            {
+                "id": i,
+                "width": 100,
+                "height": 80,
+                "file_name": f"{i}.jpg",
+                "coco_url": f"http://images.cocodataset.org/val2017/{i}.jpg",
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+            for i in categories
+        ],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": i,
+                "bbox": [10, 10, 80, 60],
+                "area": 4800,
+                "iscrowd": 0,
+                "segmentation": polygon,
+            }
+            for i in categories
+        ],
+    }
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Official files: seen and unseen classes of each benchmark, with grey images."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    coco = {"categories": [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES[:80]]}
+    lvis = {
+        "categories": [
+            {"id": i, "name": c.label, "frequency": c.frequency}
+            for i, c in enumerate(Vocabulary.named("ov_lvis"), 1)
+        ]
+    }
+    rare = Vocabulary.named("ov_lvis").seen.index(False) + 1
+    frequent = [c.frequency for c in Vocabulary.named("ov_lvis")].index("f") + 1
+    files = {
+        "coco/annotations/instances_train2017.json": coco | _records([1, 5]),
+        "coco/annotations/instances_val2017.json": coco | _records([1, 5, 10]),
+        "lvis/lvis_v1_train.json": lvis | _records([frequent, rare]),
+        "lvis/lvis_v1_val.json": lvis | _records([frequent, rare]),
+    }
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("lvis"):
+            for image in data["images"]:
+                del image["file_name"]
+        (tmp_path / name).write_text(json.dumps(data))
+    for folder in ("train2017", "val2017"):
+        (tmp_path / "coco" / folder).mkdir()
+        for i in {1, 5, 10, frequent, rare}:
+            Image.new("RGB", (100, 80), (128, 128, 128)).save(tmp_path / f"coco/{folder}/{i}.jpg")
+    return tmp_path
+
+
+def _load(name: str) -> DictConfig:
+    dataloader = LazyConfig.load(str(FOLDER / name)).dataloader
+    dataloader.train.total_batch_size = 2
+    dataloader.train.num_workers = dataloader.test.num_workers = 0
+    for call in dataloader.register:
+        instantiate(call)
+    return dataloader
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "evaluator", "tested"),
+    [
+        ("ov_coco.py", 640, OpenVocabularyCOCOEvaluator, 2),
+        ("ov_lvis.py", 1024, LVISEvaluator, 2),
+    ],
+)
+def test_config_builds(
+    name: str, size: int, evaluator: Callable[..., Any], tested: int, layout: Path
+) -> None:
+    dataloader = _load(name)
+    batch = next(iter(instantiate(dataloader.train)))
+    assert len(batch) == 2
+    for sample in batch:
+        assert len(sample["instances"]) == 1, "an image that lost its object is drawn again"
+        assert max(sample["image"].shape[1:]) <= size
+        assert sample["instances"].has("gt_masks") is (name == "ov_lvis.py")
+    assert len({sample["image_id"] for sample in batch}) == 1, "only the seen class is trained on"
+    tests = list(instantiate(dataloader.test))
+    assert len(tests) == tested
+    assert {max(sample["image"].shape[1:]) for (sample,) in tests} == {size}
+    assert isinstance(instantiate(dataloader.evaluator), evaluator)
+
+
+def test_the_size_is_set_in_one_place(layout: Path) -> None:
+    dataloader = _load("ov_coco.py")
+    dataloader.image_size = 64
+    (sample,) = next(iter(instantiate(dataloader.test)))
+    assert sample["image"].shape == (3, 51, 64)
+    assert max(next(iter(instantiate(dataloader.train)))[0]["image"].shape) <= 64
+
+
+def test_loading_one_config_leaves_the_other_alone() -> None:
+    LazyConfig.load(str(FOLDER / "ov_lvis.py"))
+    dataloader = LazyConfig.load(str(FOLDER / "ov_coco.py")).dataloader
+    assert dataloader.image_size == 640
+    assert dataloader.train.dataset.names == "ov_coco_train_seen"
