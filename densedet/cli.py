@@ -1,0 +1,88 @@
+"""The ``densedet`` command, and what every command line of this project shares.
+
+Exit codes: 0 success, 1 the command ran and found a problem (``densedet doctor``), 2 wrong use or
+wrong input (one line ``error: ...`` on stderr), 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from densedet import __version__
+from densedet.errors import ConfigError, DensedetError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, like every other error of a tool.
+
+    Raises:
+        ConfigError: from ``parse_args``, where ``argparse`` would print its usage and exit.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run ``main`` and turn the errors of bad input into one line on stderr and an exit code.
+
+    Args:
+        main: A function without arguments; None counts as 0.
+
+    Returns:
+        The result of ``main``; 2 for a :class:`DensedetError`, 130 for Ctrl-C. Any other exception
+        is a defect and keeps its traceback.
+    """
+    try:
+        return main() or 0
+    except DensedetError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
+    """Run the ``main`` of a tool and exit with its code; see :func:`exit_code`."""
+    sys.exit(exit_code(main))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``densedet``; each subcommand stores its function as ``run``."""
+    parser = ToolParser(prog="densedet", description="Detection with words as classes.")
+    parser.add_argument("--version", action="version", version=f"densedet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    doctor = commands.add_parser(
+        "doctor",
+        help="print the versions of what densedet stands on and the remedy for each mismatch",
+        description="Exit code 0: usable. Exit code 1: something named 'problem' must be mended.",
+    )
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _doctor(_args: argparse.Namespace) -> int:
+    from densedet.doctor import examine, format_report
+
+    report = examine()
+    sys.stdout.write(format_report(report) + "\n")
+    return 0 if report.usable else 1
+
+
+def _main(argv: list[str] | None) -> int:
+    args = build_parser().parse_args(argv)
+    return int(args.run(args))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``densedet`` with ``argv`` (default: the process's) and return the exit code."""
+    return exit_code(lambda: _main(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Fixtures that all tests share: the reference vectors, and a limit of two threads."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read by OpenMP when it is loaded, so before torch is; child processes inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Let torch use at most two threads."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_cuda(request: pytest.FixtureRequest) -> None:
+    """Skip the tests marked ``cuda`` where there is no device."""
+    if request.node.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The folder of reference vectors: ``DENSEDET_GOLDEN``, by default ``tests/golden``."""
+    folder = Path(os.environ.get("DENSEDET_GOLDEN") or Path(__file__).parent / "golden")
+    if not (folder / "index.json").is_file():
+        pytest.fail(f"no reference vectors: {folder / 'index.json'} is missing", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_index(golden_dir: Path) -> dict[str, Any]:
+    """The sizes, depths and names of the reference vectors, from their ``index.json``."""
+    index: dict[str, Any] = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))
+    return index
