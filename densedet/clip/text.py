@@ -1,0 +1,153 @@
+"""The text tower of a CLIP: words, or learned prompts, to embeddings."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip import tokenizer as clip_tokenizer
+from torch import Tensor, nn
+
+from densedet.errors import ConfigError
+from densedet.vocabulary import render_prompts
+
+TEXT_TOWER_VERSION = 1
+"""Raised when the numerics of this file change, so that cached embeddings are made anew."""
+
+_BATCH = 256
+_VOCABULARY_SIZE = 49408
+_LOG = logging.getLogger(__name__)
+
+
+class TextEncoder(nn.Module):
+    """Text tower of an open_clip model (``CLIP`` or ``CustomTextCLIP``), sharing its modules.
+
+    Parameter names are open_clip's. The causal mask is additive (0 and -inf): open_clip casts a
+    boolean one to float and adds it.
+
+    Attributes:
+        embed_dim: D.
+        width: channels of a token embedding.
+        context_length: tokens of a prompt, start and end included.
+    """
+
+    def __init__(self, clip_model: Any) -> None:
+        """Share the text modules of ``clip_model``.
+
+        Raises:
+            ConfigError: the text tower is none of CLIP's (Hugging Face towers, CoCa, SigLIP).
+        """
+        super().__init__()
+        source = getattr(clip_model, "text", clip_model)
+        _check_text_tower(source)
+        self.transformer = source.transformer
+        self.token_embedding = source.token_embedding
+        self.ln_final = source.ln_final
+        self.positional_embedding = source.positional_embedding
+        self.text_projection = source.text_projection
+        self.context_length: int = source.context_length
+        self.width: int = source.token_embedding.embedding_dim
+        projection = source.text_projection
+        linear = isinstance(projection, nn.Linear)
+        self.embed_dim: int = projection.out_features if linear else projection.shape[1]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's byte-pair tokens ``[N, context_length]`` int64; longer texts are cut."""
+        device = self.token_embedding.weight.device
+        return clip_tokenizer.tokenize(list(texts), self.context_length).to(device)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids ``[N, L]`` to token embeddings ``[N, L, width]``, without positions."""
+        return self.token_embedding(tokens)
+
+    def encode_prompts(self, prompts: Tensor, eot: Tensor) -> Tensor:
+        """Encode token embeddings, e.g. with learned contexts among them. Differentiable.
+
+        Args:
+            prompts: ``[N, L, width]`` without positions, L at most ``context_length``.
+            eot: ``[N]`` int64, where the end token is; what follows it has no influence.
+
+        Returns:
+            ``[N, D]``, not normalised.
+
+        Raises:
+            ValueError: the prompts are longer than the context.
+        """
+        length = prompts.shape[1]
+        if length > self.context_length:
+            raise ValueError(
+                f"prompts of {length} tokens do not fit the context of {self.context_length}: "
+                "shorten the names or the learned contexts"
+            )
+        tokens = prompts + self.positional_embedding[:length].to(prompts.dtype)
+        mask = torch.full((length, length), -torch.inf, dtype=tokens.dtype, device=tokens.device)
+        tokens = self.transformer(tokens, attn_mask=mask.triu_(1))
+        last = self.ln_final(tokens[torch.arange(len(eot), device=eot.device), eot])
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(last)
+        return last @ self.text_projection
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: ``[N, D]``, not normalised.
+
+        Words whose token embedding was never trained (rows of zeros, as in a file that stores only
+        the rows it used) are named in a warning; they do not tell texts apart.
+        """
+        if not len(texts):
+            return self.positional_embedding.new_zeros(0, self.embed_dim)
+        tokens = self.tokenize(texts)
+        self._warn_of_untrained(tokens)
+        return torch.cat([self._encode_tokens(batch) for batch in tokens.split(_BATCH)])
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        eot = tokens.argmax(dim=-1)  # the end token has the highest id
+        # Attention is causal: the padding after the last end token of the batch has no influence.
+        tokens = tokens[:, : int(eot.max()) + 1]
+        return self.encode_prompts(self.embed_tokens(tokens), eot)
+
+    @torch.no_grad()
+    def embed_names(self, names: Sequence[str], template_set: str) -> Tensor:
+        """One unit vector a name: its prompts normalised, averaged, normalised again.
+
+        Args:
+            names: what is prompted (synonyms, not labels).
+            template_set: see :func:`densedet.vocabulary.render_prompts`.
+
+        Returns:
+            ``[P, D]`` fp32 without gradient, in the order of ``names``.
+        """
+        prompts = [render_prompts(name, template_set) for name in names]
+        if not prompts:
+            return self.positional_embedding.new_zeros(0, self.embed_dim, dtype=torch.float32)
+        flat = [prompt for of_name in prompts for prompt in of_name]
+        vectors = F.normalize(self.encode(flat).float(), dim=-1)
+        means = [part.mean(dim=0) for part in vectors.split([len(p) for p in prompts])]
+        return F.normalize(torch.stack(means), dim=-1)
+
+    @torch.no_grad()
+    def _warn_of_untrained(self, tokens: Tensor) -> None:
+        used = tokens.unique()
+        used = used[used != 0]  # padding, which is also "!"
+        untrained = used[~self.token_embedding.weight[used].any(dim=-1)]
+        if len(untrained):
+            words = [clip_tokenizer.decode(token[None]).strip() for token in untrained]
+            _LOG.warning(
+                "these words (or parts of words) were never trained and have no meaning here: %s",
+                ", ".join(words),
+            )
+
+
+def _check_text_tower(source: Any) -> None:
+    needed = ("transformer", "token_embedding", "ln_final", "positional_embedding")
+    pool = getattr(source, "pool_type", None) or getattr(source, "text_pool_type", None)
+    causal = getattr(source, "attn_mask", None) is not None
+    fits = all(hasattr(source, name) for name in needed) and causal and pool == "argmax"
+    fits = fits and getattr(source, "cls_emb", None) is None
+    if not fits or source.text_projection is None:
+        raise ConfigError(f"unsupported text tower {type(source).__name__}: CLIP's own is needed")
+    if source.token_embedding.num_embeddings != _VOCABULARY_SIZE:
+        raise ConfigError(
+            f"a text tower of {source.token_embedding.num_embeddings} tokens: "
+            f"CLIP's byte-pair tokenizer has {_VOCABULARY_SIZE}"
+        )

@@ -1,0 +1,124 @@
+"""The text encoder of both model classes."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from densedet.clip import build_text_encoder
+from densedet.clip.text import TextEncoder
+from densedet.errors import ConfigError, VocabularyError
+
+TEXTS = ["a photo of a cat.", "dog", "", "one two three four five six seven eight nine ten eleven"]
+
+
+@pytest.fixture(params=["eva", "vit"])
+def model(request: pytest.FixtureRequest, make_clip: Any) -> Any:
+    return make_clip(request.param)
+
+
+@pytest.fixture
+def encoder(model: Any) -> TextEncoder:
+    return build_text_encoder(model)
+
+
+@torch.no_grad()
+def test_equals_open_clip(model: Any, encoder: TextEncoder) -> None:
+    tokens = encoder.tokenize(TEXTS)
+    assert tokens.shape == (4, 16) and tokens.dtype == torch.int64
+    assert tokens[:, 0].tolist() == [49406] * 4
+    assert tokens.max(dim=1).values.tolist() == [49407] * 4
+    found = encoder.encode(TEXTS)
+    torch.testing.assert_close(found, model.encode_text(tokens), rtol=1e-5, atol=1e-5)
+    assert found.shape == (4, encoder.embed_dim)
+
+
+@torch.no_grad()
+def test_batches_do_not_change_the_result(encoder: TextEncoder) -> None:
+    texts = [f"number {i}" for i in range(300)] + ["a much longer text than all the others"]
+    found = encoder.encode(texts)
+    alone = torch.cat([encoder.encode([texts[i]]) for i in (0, 255, 256, 300)])
+    torch.testing.assert_close(found[[0, 255, 256, 300]], alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prompts_with_learned_contexts(encoder: TextEncoder) -> None:
+    tokens = encoder.tokenize(["cat", "remote control"])
+    words = encoder.embed_tokens(tokens)
+    assert words.shape == (2, 16, encoder.width)
+    context = torch.randn(3, encoder.width, generator=torch.Generator().manual_seed(0))
+    prompts = torch.cat([words[:, :1], context.expand(2, -1, -1), words[:, 1:-3]], dim=1)
+    eot = tokens.argmax(dim=1) + 3
+    found = encoder.encode_prompts(prompts, eot)
+    # Nothing after the end token has an influence, everything before it has.
+    changed = prompts.clone()
+    for row, end in enumerate(eot):
+        changed[row, end + 1 :] += 1
+    torch.testing.assert_close(encoder.encode_prompts(changed, eot), found)
+    changed[:, 2] *= torch.linspace(-1, 1, encoder.width)
+    assert (encoder.encode_prompts(changed, eot) - found).abs().amax(dim=1).min() > 1e-3
+
+
+def test_gradient_reaches_the_context(encoder: TextEncoder) -> None:
+    prompts = encoder.embed_tokens(encoder.tokenize(["cat"])).detach().requires_grad_()
+    encoder.encode_prompts(prompts, torch.tensor([2])).sum().backward()
+    reached = prompts.grad.abs().sum(dim=-1)[0] > 0
+    assert reached.tolist() == [True] * 3 + [False] * 13
+
+
+def test_prompts_longer_than_the_context(encoder: TextEncoder) -> None:
+    with pytest.raises(ValueError, match="17 tokens do not fit the context of 16"):
+        encoder.encode_prompts(torch.zeros(1, 17, encoder.width), torch.tensor([3]))
+
+
+def test_names_are_normalised_averaged_normalised(encoder: TextEncoder) -> None:
+    found = encoder.embed_names(["cat", "dog"], "single")
+    alone = encoder.encode(["a photo of a cat.", "a photo of a dog."])
+    torch.testing.assert_close(found, nn.functional.normalize(alone, dim=1).detach())
+    assert not found.requires_grad
+    many = encoder.embed_names(["cat"], "clip80")[0]
+    assert many.norm().item() == pytest.approx(1, abs=1e-6)
+    assert (many - found[0]).abs().max() > 1e-3
+
+
+def test_no_names_and_no_texts(encoder: TextEncoder) -> None:
+    assert encoder.embed_names([], "single").shape == (0, encoder.embed_dim)
+    assert encoder.encode([]).shape == (0, encoder.embed_dim)
+
+
+def test_unknown_template_set(encoder: TextEncoder) -> None:
+    with pytest.raises(VocabularyError, match="clip81"):
+        encoder.embed_names(["cat"], "clip81")
+
+
+@torch.no_grad()
+def test_untrained_words_are_named_once(
+    encoder: TextEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="densedet"):
+        encoder.encode(["cat", "dog"])
+        assert caplog.text == ""
+        known, unknown = encoder.tokenize(["cat dog"])[0, 1:3]
+        encoder.token_embedding.weight[unknown] = 0
+        encoder.embed_names(["cat", "dog"], "clip80")
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().endswith("here: dog")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"text_pool_type": "last"}, "unsupported text tower CLIP"),
+        ({"attn_mask": None}, "unsupported text tower CLIP"),
+        ({"text_projection": None}, "unsupported text tower CLIP"),
+        ({"token_embedding": nn.Embedding(100, 32)}, "a text tower of 100 tokens"),
+    ],
+)
+def test_other_text_towers_are_refused(make_clip: Any, change: dict[str, Any], reason: str) -> None:
+    model = make_clip("vit")
+    for name, value in change.items():
+        setattr(model, name, value)
+    with pytest.raises(ConfigError, match=reason):
+        build_text_encoder(model)
