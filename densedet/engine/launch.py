@@ -1,0 +1,131 @@
+"""Starting a job: one process, one a GPU (``--num-gpus``), or under ``torchrun``.
+
+``torchrun`` works on the CPU too (gloo). Each process finds its rank in RANK, LOCAL_RANK,
+WORLD_SIZE and LOCAL_WORLD_SIZE.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as launch_gpus
+from detectron2.utils import comm
+
+from densedet.errors import ConfigError
+
+
+def under_torchrun() -> bool:
+    """Return whether ``torchrun`` started this process."""
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of this process.
+
+    Args:
+        name: ``cfg.train.device``: "auto" (CUDA where there is one, else CPU), "cuda" (the GPU of
+            this process), "cuda:N", "cpu" or "mps".
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"train.device={name!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("train.device=mps: this machine has no MPS device; use auto or cpu")
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = _local_rank() if device.index is None else device.index
+    if index >= count:
+        raise ConfigError(
+            f"train.device={name}: process {_local_rank()} needs GPU {index}, torch sees {count}; "
+            "use train.device=cpu or start fewer processes"
+        )
+    return torch.device("cuda", index)
+
+
+def launch(
+    job: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    *,
+    device: str = "auto",
+    num_gpus: int | None = None,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """Run ``job(*args)`` in every process of the job.
+
+    Args:
+        job: A function that can be pickled by name.
+        device: ``cfg.train.device``.
+        num_gpus: GPUs (processes) of this machine; None: one process, or what ``torchrun`` started.
+        dist_url: As ``init_method`` of ``torch.distributed``; "auto" finds a port on one machine.
+
+    Raises:
+        ConfigError: more GPUs than there are, or options that contradict each other.
+    """
+    if under_torchrun():
+        if num_gpus is not None or num_machines != 1:
+            raise ConfigError(
+                "under torchrun leave out --num-gpus and --num-machines: it sets both"
+            )
+        _run_under_torchrun(job, args, device)
+        return
+    if num_gpus is None and num_machines == 1:
+        job(*args)
+        return
+    gpus = 1 if num_gpus is None else num_gpus
+    _check_gpus(gpus, num_machines, machine_rank, device, dist_url)
+    launch_gpus(
+        job,
+        gpus,
+        num_machines=num_machines,
+        machine_rank=machine_rank,
+        dist_url=dist_url,
+        args=args,
+    )
+
+
+def _check_gpus(gpus: int, machines: int, rank: int, device: str, dist_url: str) -> None:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < 1 or gpus > found or not device.startswith(("auto", "cuda")):
+        raise ConfigError(
+            f"--num-gpus {gpus}, train.device={device}: torch sees {found} CUDA devices; on the "
+            f"CPU leave --num-gpus out, or run 'torchrun --nproc-per-node {max(gpus, 1)}' for "
+            "several processes"
+        )
+    if machines < 1 or not 0 <= rank < machines:
+        raise ConfigError(f"--machine-rank {rank} does not fit --num-machines {machines}")
+    if machines > 1 and dist_url == "auto":
+        raise ConfigError("several machines need --dist-url tcp://HOST:PORT of the first machine")
+
+
+def _run_under_torchrun(job: Callable[..., Any], args: tuple[Any, ...], device: str) -> None:
+    world = int(os.environ["WORLD_SIZE"])
+    resolved = resolve_device(device)
+    if resolved.type == "cuda":
+        torch.cuda.set_device(resolved)
+    if world == 1:
+        job(*args)
+        return
+    dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", init_method="env://")
+    try:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        comm.synchronize()
+        job(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _local_rank() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return int(comm.get_local_rank())
+    return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,288 @@
+"""Training and evaluation of what a LazyConfig describes.
+
+The config has ``model``, ``optimizer`` (its ``params.model`` is filled in here), ``lr_multiplier``,
+``train`` (:mod:`densedet.engine.options`) and ``dataloader`` with
+
+- ``register``: a list of calls made first, e.g. the registration of data sets (optional);
+- ``train``: :func:`densedet.data.loader.build_train_loader`, or any iterable of batches;
+- ``test`` and ``evaluator``: what is evaluated, and how (optional for training).
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.engine import HookBase, create_ddp_model, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from densedet import compat
+from densedet.engine.checkpoint import Checkpointer
+from densedet.engine.config import build, load_config
+from densedet.engine.hooks import EvalHook, PeriodicCheckpointer, SeedEveryStep, seed_everything
+from densedet.engine.launch import resolve_device
+from densedet.engine.options import TrainOptions, train_options
+from densedet.engine.trainer import Trainer, check_precision
+from densedet.engine.writers import build_writers
+from densedet.errors import ConfigError
+from densedet.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+
+
+def run(config_file: str, overrides: list[str], eval_only: bool, resume: bool) -> None:
+    """Do the job of ``tools/lazyconfig_train_net.py`` in this process."""
+    compat.apply()
+    cfg = load_config(config_file, overrides)
+    output_dir = train_options(cfg).output_dir
+    prepare_output_dir(output_dir)
+    setup_logging(output_dir)
+    if eval_only:
+        evaluate(cfg, resume=resume)
+    else:
+        train(cfg, resume=resume)
+
+
+def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
+    """Train, with checkpoints, evaluation and logs in ``cfg.train.output_dir``.
+
+    Args:
+        resume: Go on from the last checkpoint of the output folder, if there is one.
+
+    Returns:
+        The results of the last evaluation; {} without ``dataloader.evaluator`` and on other ranks
+        than 0.
+
+    Raises:
+        ConfigError: the config does not fit; before anything is built where that can be seen.
+        CheckpointError: weights or state do not fit.
+        NonFiniteLossError: a loss became infinite or NaN.
+    """
+    options = train_options(cfg)
+    _require(cfg, "model", "optimizer", "lr_multiplier", "dataloader")
+    _require(cfg.dataloader, "train", prefix="dataloader.")
+    device = _prepare(cfg, options)
+    check_precision(device, options.dtype)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, os.path.join(options.output_dir, "config.yaml"))
+    model = build(cfg.model, "model").to(device)
+    loader = build(cfg.dataloader.train, "dataloader.train")
+    trainer = Trainer(
+        _distributed(model, device, options.ddp),
+        loader,
+        _build_optimizer(cfg, model),
+        device=device,
+        dtype=options.dtype,
+        clip_grad=options.clip_grad,
+        grad_scaler=options.grad_scaler,
+    )
+    checkpointer = Checkpointer(model, options.output_dir, trainer=trainer)
+    results: dict[str, Any] = {}
+    trainer.register_hooks(_build_hooks(cfg, options, model, checkpointer, results))
+    start = _load_start(checkpointer, trainer, options.init_checkpoint, resume)
+    if start >= options.max_iter:
+        logger.info("All %d iterations are done already: only evaluating", options.max_iter)
+        return do_test(cfg, model)
+    _position(loader, start, options.seed)
+    if comm.is_main_process():
+        writers = build_writers(options.output_dir, start, options.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
+    trainer.train(start, options.max_iter)
+    return results
+
+
+def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) -> dict[str, Any]:
+    """Evaluate a model, with strictly loaded weights.
+
+    Args:
+        weights: ``.pth`` or ``.safetensors``; None: ``cfg.train.init_checkpoint``; if that is
+            empty, the model as it is built (a zero-shot model), with a warning.
+        resume: Without ``weights``, take the last checkpoint of ``cfg.train.output_dir``.
+
+    Returns:
+        The evaluator's results, also written to ``{output_dir}/results.json``; {} on ranks other
+        than 0.
+
+    Raises:
+        ConfigError: the config does not fit, or has nothing to evaluate.
+        CheckpointError: the weights do not fit.
+    """
+    options = train_options(cfg)
+    _require(cfg, "model", "dataloader")
+    _require(cfg.dataloader, "test", "evaluator", prefix="dataloader.")
+    device = _prepare(cfg, options)
+    model = build(cfg.model, "model").to(device)
+    checkpointer = Checkpointer(model, options.output_dir)
+    path = options.init_checkpoint if weights is None else weights
+    if weights is None and resume:
+        if not checkpointer.has_checkpoint():
+            raise ConfigError(f"--resume: there is no checkpoint in {options.output_dir}")
+        path = checkpointer.get_checkpoint_file()
+    if not path:
+        logger.warning("No checkpoint (train.init_checkpoint): evaluating the model as it is built")
+    checkpointer.load(path, checkpointables=[])
+    return do_test(cfg, model)
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Run ``dataloader.evaluator`` on ``dataloader.test`` and write ``results.json``.
+
+    Returns:
+        The results; {} on ranks other than 0, or if the config has no evaluator.
+    """
+    if "test" not in cfg.dataloader or "evaluator" not in cfg.dataloader:
+        logger.info("Nothing is evaluated: the config has no dataloader.test and evaluator")
+        return {}
+    # without DDP: its forward may synchronise buffers, and ranks have different numbers of images
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    loader = build(cfg.dataloader.test, "dataloader.test")
+    evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
+    results = inference_on_dataset(bare, loader, evaluator)
+    if not comm.is_main_process():
+        return {}
+    print_csv_format(results)
+    with atomic_path(Path(cfg.train.output_dir) / RESULTS_FILE) as temporary:
+        text = json.dumps(_plain(results), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return dict(results)
+
+
+def setup_logging(output_dir: str) -> None:
+    """Log densedet, Detectron2 and fvcore to the console (rank 0) and ``{output_dir}/log.txt``.
+
+    For the tools: the library itself only logs. A second call replaces the handlers of the first.
+    """
+    forget = getattr(setup_logger, "cache_clear", None)  # it ignores a call with known arguments
+    if forget is not None:
+        forget()
+    for name in ("densedet", "detectron2", "fvcore"):
+        for handler in list(logging.getLogger(name).handlers):
+            logging.getLogger(name).removeHandler(handler)
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+
+
+def prepare_output_dir(path: str) -> None:
+    """Make the output folder.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output_dir={path} cannot be made: {error}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"train.output_dir={path} cannot be written: check its permissions")
+
+
+def _prepare(cfg: DictConfig, options: TrainOptions) -> torch.device:
+    device = resolve_device(options.device)
+    prepare_output_dir(options.output_dir)
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    seed_everything(options.seed)
+    for number, call in enumerate(cfg.dataloader.get("register") or []):
+        build(call, f"dataloader.register.{number}")
+    return device
+
+
+def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
+    missing = [f"{prefix}{key}" for key in keys if key not in cfg]
+    if missing:
+        raise ConfigError(f"the config has no {', '.join(missing)}")
+
+
+def _distributed(model: nn.Module, device: torch.device, options: Mapping[str, Any]) -> nn.Module:
+    kwargs = dict(options)
+    if device.type != "cuda":
+        kwargs["device_ids"] = None  # gloo; Detectron2 would pass the local rank
+    return create_ddp_model(model, **kwargs)
+
+
+def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    node = copy.deepcopy(cfg.optimizer)
+    if not isinstance(node.get("params"), DictConfig):
+        raise ConfigError(
+            "optimizer.params must be L(get_parameters)(...) of densedet.engine.optim"
+        )
+    node.params.model = model
+    return build(node, "optimizer")
+
+
+def _build_hooks(
+    cfg: DictConfig,
+    options: TrainOptions,
+    model: nn.Module,
+    checkpointer: Checkpointer,
+    results: dict[str, Any],
+) -> list[HookBase]:
+    def test() -> dict[str, Any]:
+        results.clear()
+        results.update(do_test(cfg, model))
+        return results
+
+    built: list[HookBase] = [
+        hooks.IterationTimer(),
+        SeedEveryStep(options.seed),
+        hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
+    ]
+    built += [build(hook, f"train.hooks.{number}") for number, hook in enumerate(options.hooks)]
+    if comm.is_main_process():
+        built.append(PeriodicCheckpointer(checkpointer, **options.checkpointer))
+    return [*built, EvalHook(options.eval_period, test)]
+
+
+def _load_start(checkpointer: Checkpointer, trainer: Trainer, weights: str, resume: bool) -> int:
+    """Load the weights to start from; return the first iteration."""
+    if comm.is_main_process():
+        checkpointer.clean()
+    found = checkpointer.has_checkpoint()
+    if resume and found:
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        return int(trainer.iter) + 1
+    if resume:
+        logger.info("--resume: no checkpoint in %s, starting at 0", checkpointer.save_dir)
+    elif found:
+        logger.warning(
+            "%s has checkpoints of an earlier training, which are going to be overwritten; to go "
+            "on from "
+            "the last one use --resume",
+            checkpointer.save_dir,
+        )
+    checkpointer.load(weights, checkpointables=[])
+    return 0
+
+
+def _position(loader: Any, start: int, seed: int) -> None:
+    """Tell the loader where the training starts and which seed it has."""
+    if hasattr(loader, "start_iteration"):
+        loader.start_iteration = start
+    elif start:
+        logger.warning("The loader has no start_iteration: the resumed training sees other data")
+    if getattr(loader, "seed", 0) is None:
+        loader.seed = seed
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,68 @@
+"""Two processes on the CPU, started by torchrun, through the real tool."""
+
+import json
+
+import pytest
+import torch
+
+from densedet.engine.checkpoint import load_weights, read_checkpoint
+from densedet.engine.config import build, load_config
+from densedet.engine.train import evaluate
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run_tool):
+    """A folder trained by two processes from weights that are known."""
+    folder = tmp_path_factory.mktemp("two")
+    options = [f"train.output_dir='{folder}/out'", f"dataloader.register.0.root='{folder}/data'"]
+    cfg = load_config("tests/engine/configs/tiny_plain.py", options)
+    torch.manual_seed(3)
+    torch.save(build(cfg.model, "model").state_dict(), folder / "start.pth")
+    done = run_tool("plain", *options, f"train.init_checkpoint='{folder}/start.pth'", nproc=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, options
+
+
+def test_gradients_agree_and_are_the_mean_over_both_halves(trained):
+    folder, options = trained
+    rank0, rank1 = (torch.load(folder / f"out/gradients{r}.pt", weights_only=True) for r in (0, 1))
+    cfg = load_config("tests/engine/configs/tiny_plain.py", options)
+    build(cfg.dataloader.register[0], "register")
+    batch = next(iter(build(cfg.dataloader.train, "train")))
+    assert len(batch) == 4
+    halves = []
+    for half in (batch[:2], batch[2:]):
+        model = build(cfg.model, "model")
+        load_weights(model, read_checkpoint(str(folder / "start.pth"))["model"], "start.pth")
+        sum(model(half).values()).backward()
+        halves.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+
+    assert rank0.keys() == rank1.keys() == halves[0].keys()
+    for name in rank0:
+        assert torch.equal(rank0[name], rank1[name])
+        mean = (halves[0][name] + halves[1][name]) / 2
+        torch.testing.assert_close(rank0[name], mean, rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(halves[0][name], mean, rtol=1e-2)  # the halves do differ
+
+
+def test_both_ranks_evaluate_and_one_writes(trained):
+    folder, _ = trained
+    results = json.loads((folder / "out/results.json").read_text())
+    assert results["tiny"]["images"] == 12
+    assert (folder / "out/log.txt.rank1").exists()
+
+
+def test_eval_only_under_torchrun_equals_one_process(trained, run_tool):
+    folder, options = trained
+    (folder / "out/results.json").unlink()
+
+    done = run_tool("plain", "--eval-only", "--resume", *options, nproc=2)
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((folder / "out/results.json").read_text())
+    one = evaluate(
+        load_config("tests/engine/configs/tiny_plain.py", options),
+        weights=str(folder / "out/model_final.pth"),
+    )
+    assert two["tiny"]["images"] == one["tiny"]["images"] == 12
+    assert two["tiny"]["score"] == pytest.approx(one["tiny"]["score"], abs=1e-5)

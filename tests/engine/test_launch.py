@@ -1,0 +1,60 @@
+"""Devices and processes."""
+
+import os
+
+import pytest
+import torch
+
+from densedet.engine.launch import launch, resolve_device
+from densedet.errors import ConfigError
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend that torch sees so many GPUs (nothing is run on them)."""
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return pretend
+
+
+def test_devices(gpus, monkeypatch):
+    gpus(0)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="train.device=cuda: process 0 needs GPU 0, torch sees 0"):
+        resolve_device("cuda")
+    with pytest.raises(ConfigError, match="train.device='gpu'"):
+        resolve_device("gpu")
+    gpus(2)
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("cuda") == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="process 2 needs GPU 2, torch sees 2"):
+        resolve_device("auto")
+
+
+def test_one_process_is_this_one(gpus):
+    gpus(0)
+    seen = []
+    launch(lambda *args: seen.append((os.getpid(), args)), (1, 2))
+    assert seen == [(os.getpid(), (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_gpus": 3}, "torch sees 2 CUDA devices; .*torchrun --nproc-per-node 3"),
+        ({"num_gpus": 0}, "--num-gpus 0"),
+        ({"num_gpus": 2, "device": "cpu"}, "train.device=cpu"),
+        ({"num_gpus": 1, "num_machines": 2, "machine_rank": 2}, "--machine-rank 2 does not fit"),
+        ({"num_machines": 2}, "several machines need --dist-url"),
+    ],
+)
+def test_what_cannot_be_launched(gpus, options, message):
+    gpus(2)
+    with pytest.raises(ConfigError, match=message):
+        launch(pytest.fail, ("started",), **options)
