@@ -1,6 +1,7 @@
 """The errors that densedet raises for bad input.
 
-Each message names the file, the record and the remedy; the tools print it as one line and exit with code 2.
+Each message names the file, the record and the remedy; the tools print it as one line and exit
+with code 2.
 """
 
 

@@ -203,8 +203,8 @@ class _SceneWriter:
         }
 
     def _save(self, pixels: NDArray[np.uint8], folder: str, name: str) -> None:
-        options = {"quality": _JPEG_QUALITY} if name.endswith(".jpg") else {}
-        Image.fromarray(pixels).save(self.folder / folder / name, **options)
+        # PNG has no use for the quality
+        Image.fromarray(pixels).save(self.folder / folder / name, quality=_JPEG_QUALITY)
 
 
 def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -242,8 +242,8 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
 
     For each seen/unseen split S of "kind" and "pairs", over the 64 things:
     ``shapes_world_S_train_seen`` (annotations of seen classes only; the unseen things stay in the
-    pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things and
-    stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
+    pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things
+    and stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
     """
     folder = Path(root) / FOLDER
     hint = f"make it with: python tools/prepare_shapes_world.py --root {Path(root)}"

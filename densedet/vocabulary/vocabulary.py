@@ -199,9 +199,10 @@ class Vocabulary:
         return cls(readers.categories_from_text(text))
 
     @classmethod
-    def named(cls, name: str) -> "Vocabulary":
-        """A shipped class list: one of :data:`densedet.vocabulary.CLASS_LISTS`."""
-        return cls(load_class_list(name))
+    def named(cls, name: str, kind: Kind | None = None) -> "Vocabulary":
+        """A shipped class list (:data:`densedet.vocabulary.CLASS_LISTS`), or one kind of it."""
+        vocabulary = cls(load_class_list(name))
+        return vocabulary if kind is None else vocabulary.of_kind(kind)
 
     @classmethod
     def from_coco(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> "Vocabulary":

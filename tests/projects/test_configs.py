@@ -1,10 +1,10 @@
 """Every config of the project is built; large ones on the meta device."""
 
+import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import pytest
 from densedet import model_zoo
 from densedet.modeling.meta_arch import OpenVocabularyRCNN
 

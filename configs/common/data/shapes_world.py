@@ -1,4 +1,4 @@
-"""Shapes World, split "kind": 48 seen things; every "ball" and "kite" is unseen. 160 x 160 pixels."""
+"""Shapes World, 160 x 160 pixels, split "kind": 48 seen things; "ball" and "kite" are unseen."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts

@@ -1,4 +1,4 @@
-"""F-ViT, the open-vocabulary Faster R-CNN of CLIPSelf (arXiv 2310.01403): EVA02-CLIP-B/16 on OV-COCO."""
+"""F-ViT, the detector of CLIPSelf (arXiv 2310.01403), with EVA02-CLIP-B/16 for OV-COCO."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,8 +1,8 @@
 """Feature pyramids over the taps of a CLIP tower.
 
-Detectron2's `FPN` names levels by the logarithm of integer strides and its `LastLevelMaxPool` expects
-a level called "p5"; a ViT with patches of 14 pixels has strides 3.5, 7, 14 and 28. The pyramids here
-name levels by position and know their exact strides.
+Detectron2's `FPN` names levels by the logarithm of integer strides and its `LastLevelMaxPool`
+expects a level called "p5"; a ViT with patches of 14 pixels has strides 3.5, 7, 14 and 28. The
+pyramids here name levels by position and know their exact strides.
 """
 
 from collections.abc import Sequence
@@ -68,8 +68,8 @@ class _OverBackbone(Backbone):
 class TapPyramid(_OverBackbone):
     """Resize the taps of a ViT, all of one stride, into levels "res2", "res3", ...
 
-    F-ViT (CLIPSelf, arXiv 2310.01403): x4 by two transposed convolutions with norm and GELU between,
-    x2 by one, x1 unchanged, x0.5 by max pooling. Channels are kept.
+    F-ViT (CLIPSelf, arXiv 2310.01403): x4 by two transposed convolutions with norm and GELU
+    between, x2 by one, x1 unchanged, x0.5 by max pooling. Channels are kept.
 
     Args:
         bottom_up: `ClipBackbone` on a ViT.
@@ -112,7 +112,7 @@ class TapPyramid(_OverBackbone):
 
 @BACKBONE_REGISTRY.register()
 class PyramidFPN(_OverBackbone):
-    """Feature pyramid network (Lin et al., arXiv 1612.03144) with levels "p2", "p3", ... by position.
+    """Feature pyramid network (Lin et al., arXiv 1612.03144), levels "p2", "p3", ... by position.
 
     Args:
         bottom_up: backbone whose features halve in size from one to the next.
@@ -139,8 +139,14 @@ class PyramidFPN(_OverBackbone):
         self.extra_levels = extra_levels
         bias = norm == ""
         self.lateral = nn.ModuleList(
-            Conv2d(shapes[n].channels, out_channels, 1, bias=bias, norm=get_norm(norm, out_channels))
-            for n in in_features
+            Conv2d(
+                shapes[name].channels,
+                out_channels,
+                1,
+                bias=bias,
+                norm=get_norm(norm, out_channels),
+            )
+            for name in in_features
         )
         self.output = nn.ModuleList(
             Conv2d(

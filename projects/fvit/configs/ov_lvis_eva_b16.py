@@ -8,7 +8,6 @@ from ....configs.common.models.fvit_mask import mask_branch
 from ....configs.common.schedule import step as lr_multiplier
 from .ov_coco_eva_b16 import optimizer, train
 
-
 model.vocabulary.name = "ov_lvis"
 model.proposal_generator.head._target_ = NormRPNHead
 model.roi_heads.update(mask_branch)

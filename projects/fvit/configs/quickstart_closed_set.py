@@ -1,7 +1,7 @@
 """The detector of quickstart.py with a closed-set head: 64 class logits, no text.
 
-It sees the same labels. A class without labels can never win, so its unseen AP is 0 by construction;
-it trains twice as long, to a fair seen AP.
+It sees the same labels. A class without labels can never win, so its unseen AP is 0 by
+construction; it trains twice as long, to a fair seen AP.
 """
 
 from detectron2.config import LazyCall as L

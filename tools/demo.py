@@ -1,0 +1,107 @@
+"""Detect words in pictures: draws the detections and writes them as JSON.
+
+Example:
+    python tools/demo.py --config-file projects/fvit/configs/quickstart.py \\
+        --input datasets/shapes_world/val/00000*.jpg \\
+        --vocabulary "red star;blue ring,blue hoop" --output output/demo
+"""
+
+import argparse
+import glob
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from densedet.cli import ToolParser, run_tool
+from densedet.data.images import read_image
+from densedet.engine.config import load_config
+from densedet.errors import ConfigError, ImageError
+from densedet.files import atomic_path
+from densedet.predictor import Predictor, coco_results
+from densedet.visualization import draw_detections
+from densedet.vocabulary import Vocabulary
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def find_images(inputs: list[str]) -> list[Path]:
+    """Files, folders and glob patterns -> image files, each once, in order.
+
+    Raises:
+        ImageError: an input gives no image, or two images would be drawn to the same file.
+    """
+    found: list[Path] = []
+    for entry in inputs:
+        path = Path(entry)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(entry, recursive=True))]
+        if not matches:
+            raise ImageError(f"{entry}: no such image, folder with images, or pattern that matches")
+        found += matches
+    images = list(dict.fromkeys(found))
+    stems: dict[str, Path] = {}
+    for image in images:
+        other = stems.setdefault(image.stem, image)
+        if other != image:
+            raise ImageError(f"{other} and {image} have the same name: run them separately")
+    return images
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config-file", default="projects/fvit/configs/quickstart.py")
+    parser.add_argument("--weights", help="checkpoint; default: model_final.pth of the output_dir")
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders, patterns")
+    parser.add_argument(
+        "--vocabulary", required=True, help='"cat,kitten;remote control", a file or a class list'
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
+    parser.add_argument("--score-threshold", type=float, default=0.3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("overrides", nargs="*", help="config overrides, key=value")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool."""
+    args = build_parser().parse_args(argv)
+    if not 0.0 <= args.score_threshold <= 1.0:
+        raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
+    vocabulary = Vocabulary.resolve(args.vocabulary)
+    paths = find_images(args.input)
+    for path in paths:  # before anything is written
+        read_image(path)
+    config = load_config(args.config_file, args.overrides)
+    predictor = Predictor(config, args.weights, args.device)
+    predictor.set_vocabulary(vocabulary)
+
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, path in enumerate(tqdm(paths, unit="image"), start=1):
+        image = read_image(path)
+        instances = predictor.predict(image)
+        instances = instances[instances.scores >= args.score_threshold]
+        height, width = image.shape[:2]
+        images.append({"id": number, "file_name": str(path), "height": height, "width": width})
+        annotations += coco_results(instances, number, vocabulary)
+        with atomic_path(args.output / f"{path.stem}.png") as temporary:
+            Image.fromarray(draw_detections(image, instances, vocabulary.labels)).save(temporary)
+    categories = [{"id": i, "name": n} for i, n in enumerate(vocabulary.labels, start=1)]
+    with atomic_path(args.output / "detections.json") as temporary:
+        temporary.write_text(
+            json.dumps({"images": images, "categories": categories, "annotations": annotations})
+        )
+    print(f"{len(paths)} images, {len(annotations)} detections: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
