@@ -67,9 +67,7 @@ class Predictor:
         its scores are ensembled.
         """
         words = Vocabulary.resolve(vocabulary)
-        seen = {
-            synonym for c in self.trained if c.seen for synonym in (c.label, *c.synonyms)
-        }
+        seen = {synonym for c in self.trained if c.seen for synonym in (c.label, *c.synonyms)}
         unseen = [c.label for c in words if seen.isdisjoint((c.label, *c.synonyms))]
         self.model.set_vocabulary(words.with_unseen(unseen))
 

@@ -185,9 +185,7 @@ def test_sem_seg_evaluator_takes_the_loader(tmp_path):
     DatasetCatalog.register(name, lambda: [record])
     try:
         MetadataCatalog.get(name).set(stuff_classes=["a", "b"], ignore_label=255)
-        evaluator = SemSegEvaluator(
-            name, distributed=False, sem_seg_loading_fn=compat.load_sem_seg
-        )
+        evaluator = SemSegEvaluator(name, distributed=False, sem_seg_loading_fn=compat.load_sem_seg)
         evaluator.reset()
         scores = torch.tensor([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]]])  # predicts [[0, 1], [0, 1]]
         evaluator.process([record], [{"sem_seg": scores}])

@@ -1,6 +1,6 @@
 """CLIP towers as dense encoders, their text towers and their weights; independent of Detectron2."""
 
-from densedet.clip.checkpoints import load_strictly, read_state_dict, weights_digest
+from densedet.clip.checkpoints import read_state_dict
 from densedet.clip.class_embeddings import ClassEmbeddings, VocabularyEmbedder
 from densedet.clip.factory import (
     build_text_encoder,
@@ -25,7 +25,5 @@ __all__ = [
     "create_text_encoder",
     "create_visual",
     "load_checkpoint",
-    "load_strictly",
     "read_state_dict",
-    "weights_digest",
 ]

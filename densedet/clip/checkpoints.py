@@ -5,10 +5,6 @@ dicts), EVA-CLIP (``EVA02_CLIP_*.pt``) and CLIPSelf (arXiv 2310.01403; a trainin
 EVA-CLIP keys). No file is ever allowed to run Python code.
 """
 
-import hashlib
-import os
-import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -16,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from densedet.errors import CheckpointError
-
-StateDict = dict[str, Tensor]
-PathLike = str | os.PathLike[str]
+from densedet.weights import (
+    PathLike,
+    StateDict,
+    abbreviated,
+    damaged,
+    read_safetensors,
+    read_torch_file,
+)
 
 TOKEN_TABLE = "token_embedding.weight"
 TOKEN_ROWS = TOKEN_TABLE + ".rows"
 TOKEN_IDS = TOKEN_TABLE + ".ids"
 
 _ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
-
-_ASKS_FOR_CODE = re.compile(r"unsupported (global|class)|unrecognized function", re.IGNORECASE)
 
 # EVA-CLIP -> open_clip (timm), inside a block of the vision tower.
 _EVA_BLOCK_NAMES = (
@@ -74,20 +72,11 @@ def read_state_dict(path: PathLike) -> StateDict:
 
 def _read_any(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        state, metadata = read_safetensors(path)
+        return _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
     if _is_torchscript(path):
         return _read_torchscript(path)
-    return _read_torch(path)
-
-
-def _read_safetensors(path: Path) -> StateDict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(_damaged(path, error)) from error
-    return _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
+    return read_torch_file(path)
 
 
 def _expand_token_rows(state: StateDict, metadata: Mapping[str, str], path: Path) -> StateDict:
@@ -115,31 +104,7 @@ def _read_torchscript(path: Path) -> StateDict:
             warnings.simplefilter("ignore")  # torch.jit is deprecated, the archives remain
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(_damaged(path, error)) from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-        )
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off: it is not passed on.
-        if _ASKS_FOR_CODE.search(str(error)):
-            name = re.search(r"GLOBAL:? ([\w.]+)", str(error))
-            raise CheckpointError(
-                f"{path}: reading it would run code from the file"
-                f"{f' ({name[1]})' if name else ''}, which is never done; in the program that "
-                "wrote it, save plain tensors: torch.save(model.state_dict(), path)"
-            ) from error
-        raise CheckpointError(_damaged(path, "its content is not a torch file's")) from error
-    except Exception as error:  # from a damaged file the unpickler raises whatever happens
-        raise CheckpointError(_damaged(path, error)) from error
-
-
-def _damaged(path: Path, reason: object) -> str:
-    first = (str(reason).strip() or type(reason).__name__).splitlines()[0].split(". ")[0]
-    return f"{path}: truncated or not a checkpoint ({first}); download or export it again"
+        raise CheckpointError(damaged(path, error)) from error
 
 
 def _tensors(path: Path, content: Any) -> StateDict:
@@ -154,7 +119,7 @@ def _tensors(path: Path, content: Any) -> StateDict:
     odd = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if odd or not state:
         raise CheckpointError(
-            f"{path}: not a state dict, these entries are no tensors: {_abbreviated(odd)}; "
+            f"{path}: not a state dict, these entries are no tensors: {abbreviated(odd)}; "
             "save torch.save(model.state_dict(), path)"
         )
     return state
@@ -190,66 +155,3 @@ def _renamed(name: str, prefix: str, new_prefix: str, column: int) -> str:
     for pair in _EVA_BLOCK_NAMES:
         name = name.replace(pair[column], pair[1 - column])
     return name
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Load ``state`` if it fits ``module`` exactly; otherwise change nothing.
-
-    Args:
-        module: the receiver; values are copied into its parameters and buffers, keeping their
-            dtype.
-        state: names -> tensors; an array of one element fits any other shape of one element.
-        source: what to call the weights in the message (usually the file).
-
-    Raises:
-        CheckpointError: names the missing, the unexpected and the differently shaped keys.
-    """
-    own = module.state_dict()
-    fitted = {name: _fitted(tensor, own.get(name)) for name, tensor in state.items()}
-    problems = {
-        "missing": [name for name in own if name not in fitted],
-        "unexpected": [name for name in fitted if name not in own],
-        "of another shape": [
-            f"{name} {tuple(t.shape)} for {tuple(own[name].shape)}"
-            for name, t in fitted.items()
-            if name in own and t.shape != own[name].shape
-        ],
-    }
-    found = [f"{len(keys)} {kind}: {_abbreviated(keys)}" for kind, keys in problems.items() if keys]
-    if found:
-        raise CheckpointError(
-            f"{source}: does not fit {type(module).__name__}, nothing was loaded; "
-            f"{'; '.join(found)}. Choose the model that the weights belong to"
-        )
-    module.load_state_dict(fitted, strict=True)
-
-
-def _fitted(tensor: Tensor, own: Tensor | None) -> Tensor:
-    """Let ``[]`` and ``[1]`` pass for each other (``logit_scale`` in different versions)."""
-    single = own is not None and tensor.numel() == 1 == own.numel()
-    return tensor.reshape(own.shape) if single and own is not None else tensor
-
-
-def _abbreviated(keys: list[str], limit: int = 4) -> str:
-    return ", ".join(keys[:limit]) + (", ..." if len(keys) > limit else "")
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) of names, dtypes, shapes and values, independent of the order of the entries."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_digest(path: PathLike) -> str:
-    """sha256 (hex) of a file's bytes; raises CheckpointError if there is no such file."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file; check the path or download it")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

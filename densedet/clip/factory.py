@@ -13,7 +13,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import StateDict, file_digest, load_strictly, read_state_dict
+from densedet.clip.checkpoints import read_state_dict
 from densedet.clip.eva import EvaVisual
 from densedet.clip.resnet import ResNetVisual
 from densedet.clip.text import TextEncoder
@@ -21,6 +21,7 @@ from densedet.clip.tiny import build_tiny_clip, read_model_config, shipped_model
 from densedet.clip.visual import ClipVisual
 from densedet.clip.vit import VitVisual
 from densedet.errors import CheckpointError, ConfigError
+from densedet.weights import StateDict, file_digest, load_strictly
 
 SHIPPED = "shipped"
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")

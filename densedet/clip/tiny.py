@@ -25,15 +25,10 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import (
-    TOKEN_IDS,
-    TOKEN_ROWS,
-    TOKEN_TABLE,
-    load_strictly,
-    read_state_dict,
-)
+from densedet.clip.checkpoints import TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE, read_state_dict
 from densedet.errors import ConfigError
 from densedet.files import atomic_path
+from densedet.weights import load_strictly
 
 TINY_MODEL = "densedet-tiny"
 

@@ -235,8 +235,10 @@ def draw_stuff(
     x = np.arange(width)
     region = np.zeros((height, width), dtype=np.int64)
     for border in borders:
-        wave = rng.uniform(0.02, 0.06) * height * np.sin(
-            x / width * 2 * np.pi * rng.uniform(0.6, 2.2) + rng.uniform(0, 2 * np.pi)
+        wave = (
+            rng.uniform(0.02, 0.06)
+            * height
+            * np.sin(x / width * 2 * np.pi * rng.uniform(0.6, 2.2) + rng.uniform(0, 2 * np.pi))
         )
         region += np.arange(height)[:, None] >= (border + wave)[None, :]
     canvas = np.zeros((height, width, 3))

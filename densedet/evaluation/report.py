@@ -113,9 +113,9 @@ def build_report(
 <style>{_STYLE}</style></head><body>
 <h1>Detections of classes never trained on</h1>
 <p>Two Mask R-CNNs on the same frozen tiny CLIP, trained with the boxes of the 48 seen things of
-Shapes World. 16 things, every “ball” and every “kite”, were in the training pictures without a label.
-AP at IoU 0.5, in percent, on validation scenes. The closed-set head has no text: it cannot name a
-class without labels.</p>
+Shapes World. 16 things, every “ball” and every “kite”, were in the training pictures without a
+label. AP at IoU 0.5, in percent, on validation scenes. The closed-set head has no text: it cannot
+name a class without labels.</p>
 {_table(rows)}
 <p>Shapes World is synthetic. The tiny CLIP saw all 64 names in image captions, as a web CLIP does,
 but never a box, a mask or one of these scenes.</p>

@@ -11,12 +11,14 @@ class NormRPNHead(StandardRPNHead):
     """`StandardRPNHead` with a norm after each hidden convolution, as F-ViT uses on OV-LVIS.
 
     Args:
-        norm: Detectron2 norm name.
+        norm: Detectron2 norm name; "" keeps the biases of `StandardRPNHead` instead.
         **kwargs: as of `StandardRPNHead`.
     """
 
     def __init__(self, *, norm: str = "SyncBN", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not norm:
+            return
         convolutions = [self.conv] if isinstance(self.conv, Conv2d) else list(self.conv)
         for convolution in convolutions:
             convolution.bias = None

@@ -11,16 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import (
-    file_digest,
-    from_eva_clip_keys,
-    load_strictly,
-    read_state_dict,
-    to_eva_clip_keys,
-    weights_digest,
-)
+from densedet.clip.checkpoints import from_eva_clip_keys, read_state_dict, to_eva_clip_keys
 from densedet.clip.factory import create_clip, create_text_encoder, create_visual, load_checkpoint
 from densedet.errors import CheckpointError
+from densedet.weights import file_digest, load_strictly, weights_digest
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 

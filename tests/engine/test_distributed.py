@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from densedet.engine.checkpoint import load_weights, read_checkpoint
+from densedet.engine.checkpoint import read_checkpoint
 from densedet.engine.config import build, load_config
 from densedet.engine.train import evaluate
+from densedet.weights import load_strictly
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_gradients_agree_and_are_the_mean_over_both_halves(trained):
     halves = []
     for half in (batch[:2], batch[2:]):
         model = build(cfg.model, "model")
-        load_weights(model, read_checkpoint(str(folder / "start.pth"))["model"], "start.pth")
+        load_strictly(model, read_checkpoint(str(folder / "start.pth"))["model"], "start.pth")
         sum(model(half).values()).backward()
         halves.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
 

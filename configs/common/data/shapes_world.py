@@ -13,9 +13,7 @@ dataloader = OmegaConf.create()
 dataloader.register = [L(register_shapes_world)(root="datasets")]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(
-        names="shapes_world_kind_train_seen", filter_empty=True
-    ),
+    dataset=L(get_detection_dataset_dicts)(names="shapes_world_kind_train_seen", filter_empty=True),
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=[L(T.RandomFlip)(prob=0.5, horizontal=True)],

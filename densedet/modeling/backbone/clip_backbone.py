@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -61,12 +62,21 @@ class ClipBackbone(Backbone):
             visual.eval()
 
     def train(self, mode: bool = True) -> "ClipBackbone":
-        """Set the mode; a frozen tower stays in eval mode. Clears the cache."""
+        """Set the mode; a frozen tower stays in eval mode. Training clears the cache."""
         super().train(mode)
         if self.frozen:
             self.visual.eval()
-        self._cache.clear()
+        if mode:
+            self._cache.clear()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache.clear()  # features of other weights
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ClipBackbone":
+        self._cache.clear()  # features on another device or of another dtype
+        return super()._apply(fn, recurse)
 
     @property
     def size_divisibility(self) -> int:
@@ -106,7 +116,7 @@ class ClipBackbone(Backbone):
         if missing:
             computed = self._features(images[missing])
             for row, i in enumerate(missing):
-                self._cache[keys[i]] = {n: f[row : row + 1] for n, f in computed.items()}
+                self._cache[keys[i]] = {n: f[row : row + 1].clone() for n, f in computed.items()}
         for key in keys:
             self._cache.move_to_end(key)
         found = [self._cache[key] for key in keys]

@@ -4,15 +4,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 
 from densedet.clip import ClassEmbeddings, ClipVisual
+from densedet.errors import ConfigError
 from densedet.vocabulary import Vocabulary
 
 
 def clip_statistics(backbone: Backbone) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB in 0..255 that belong to the CLIP tower of a backbone."""
-    visual = next(module for module in backbone.modules() if isinstance(module, ClipVisual))
+    """Mean and standard deviation of RGB in 0..255 that belong to the CLIP tower of a backbone.
+
+    Raises:
+        ConfigError: there is no CLIP tower in it.
+    """
+    visual = next((m for m in backbone.modules() if isinstance(m, ClipVisual)), None)
+    if visual is None:
+        raise ConfigError(
+            f"{type(backbone).__name__} has no CLIP tower: give pixel_mean and pixel_std"
+        )
     return [255 * v for v in visual.pixel_mean], [255 * v for v in visual.pixel_std]
 
 
@@ -39,13 +48,11 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
         pixel_std: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        mean, std = clip_statistics(backbone)
-        super().__init__(
-            backbone=backbone,
-            pixel_mean=mean if pixel_mean is None else pixel_mean,
-            pixel_std=std if pixel_std is None else pixel_std,
-            **kwargs,
-        )
+        if pixel_mean is None or pixel_std is None:
+            mean, std = clip_statistics(backbone)
+            pixel_mean = mean if pixel_mean is None else pixel_mean
+            pixel_std = std if pixel_std is None else pixel_std
+        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, **kwargs)
         self.embedder = embedder
         self.set_vocabulary(vocabulary)
 
@@ -63,6 +70,24 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
         if not self._embedded:
             self.roi_heads.set_classes(self.embedder(self._vocabulary), self._vocabulary.seen)
             self._embedded = True
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """As `GeneralizedRCNN.preprocess_image`.
+
+        Raises:
+            ConfigError: an image is larger than the square it is to be padded to; Detectron2
+                would cut it off.
+        """
+        side = self.backbone.padding_constraints.get("square_size", 0)
+        for image_input in batched_inputs:
+            height, width = image_input["image"].shape[-2:]
+            if side and max(height, width) > side:
+                raise ConfigError(
+                    f"{image_input.get('file_name', 'an image')} has {height}x{width} (HxW) pixels "
+                    f"after the augmentations, more than the square_size {side} of the backbone: "
+                    "resize its longest side to that, or set square_size to 0"
+                )
+        return super().preprocess_image(batched_inputs)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """As `GeneralizedRCNN.forward`; embeds the vocabulary first if it is new."""

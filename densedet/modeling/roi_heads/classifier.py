@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings
+from densedet.errors import VocabularyError
 
 
 class CosineClassifier(nn.Module):
@@ -26,14 +27,13 @@ class CosineClassifier(nn.Module):
     text_background: Tensor
     unseen: Tensor
 
-    def __init__(
-        self, embed_dim: int, temperature: float = 50.0, background: str = "text"
-    ) -> None:
+    def __init__(self, embed_dim: int, temperature: float = 50.0, background: str = "text") -> None:
         super().__init__()
         if background not in ("text", "learned"):
             raise ValueError(f'background must be "text" or "learned", not {background!r}')
         self.embed_dim = embed_dim
         self.num_classes = 0
+        self._row_per_class = True
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.learned_background: nn.Parameter | None = None
         if background == "learned":
@@ -51,19 +51,28 @@ class CosineClassifier(nn.Module):
             seen: per class, whether training has labels of it (K values).
 
         Raises:
-            ValueError: if dimensions do not fit.
+            VocabularyError: the embeddings have another dimension than the head, or belong to
+                another number of classes than ``seen``.
         """
         if embeddings.vectors.shape[1] != self.embed_dim:
-            raise ValueError(
+            raise VocabularyError(
                 f"class embeddings have {embeddings.vectors.shape[1]} dimensions, "
                 f"the head has {self.embed_dim}: they come from another CLIP"
             )
+        if embeddings.groups.unique().tolist() != list(range(len(seen))):
+            raise VocabularyError(
+                f"class embeddings are of {len(embeddings.groups.unique())} classes, but "
+                f"{len(seen)} are described as seen or unseen: they come from another vocabulary"
+            )
         device = self.temperature.device
-        self.num_classes = len(seen)
-        self.vectors = embeddings.vectors.to(device, torch.float32)
-        self.groups = embeddings.groups.to(device)
-        self.text_background = embeddings.background.to(device, torch.float32)
-        self.unseen = ~torch.tensor(seen, dtype=torch.bool, device=device)
+        # tensors made in inference mode could not take part in training later
+        with torch.inference_mode(False):
+            self.num_classes = len(seen)
+            self._row_per_class = embeddings.groups.tolist() == list(range(len(seen)))
+            self.vectors = embeddings.vectors.to(device, torch.float32)
+            self.groups = embeddings.groups.to(device)
+            self.text_background = embeddings.background.to(device, torch.float32)
+            self.unseen = ~torch.tensor(seen, dtype=torch.bool, device=device)
 
     @property
     def has_text_background(self) -> bool:
@@ -71,20 +80,20 @@ class CosineClassifier(nn.Module):
         return self.learned_background is None
 
     def class_cosines(self, embeddings: Tensor) -> Tensor:
-        """(R, D) -> (R, K): cosine with each class, the maximum over its synonyms."""
-        cosines = F.normalize(embeddings.float(), dim=-1) @ self.vectors.T
-        if len(self.groups) == self.num_classes:
+        """(R, D) -> (R, K), fp32: cosine with each class, the maximum over its synonyms."""
+        cosines = _cosines(embeddings, self.vectors)
+        if self._row_per_class:
             return cosines
         start = cosines.new_full((len(cosines), self.num_classes), -2.0)
         index = self.groups.expand(len(cosines), -1)
         return start.scatter_reduce(1, index, cosines, reduce="amax", include_self=False)
 
     def background_cosine(self, embeddings: Tensor) -> Tensor:
-        """(R, D) -> (R, 1): cosine with the background vector."""
+        """(R, D) -> (R, 1), fp32: cosine with the background vector."""
         background = self.text_background
         if self.learned_background is not None:
             background = F.normalize(self.learned_background, dim=0)
-        return (F.normalize(embeddings.float(), dim=-1) @ background)[:, None]
+        return _cosines(embeddings, background[None])
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Region embeddings (R, D) -> fp32 logits (R, K + 1), background last.
@@ -96,6 +105,12 @@ class CosineClassifier(nn.Module):
             logits = logits.masked_fill(self.unseen, float("-inf"))
         background = self.temperature * self.background_cosine(embeddings)
         return torch.cat([logits, background], dim=1)
+
+
+def _cosines(embeddings: Tensor, unit_rows: Tensor) -> Tensor:
+    """(R, D), (P, D) -> (R, P) in fp32 also under autocast: a factor of 50 follows."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return F.normalize(embeddings.float(), dim=-1) @ unit_rows.float().T
 
 
 class ScoreEnsemble(nn.Module):

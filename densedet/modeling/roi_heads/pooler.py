@@ -51,8 +51,14 @@ class StridePooler(nn.Module):
             box_lists: N sets of boxes in image pixels.
 
         Returns:
-            (M, C, output_size, output_size) for the M boxes of all images.
+            (M, C, output_size, output_size) for the M boxes of all images, in the dtype of
+            ``features[0]``.
+
+        Raises:
+            ValueError: there are more or fewer maps than levels.
         """
+        if len(features) != len(self.level_poolers):
+            raise ValueError(f"{len(features)} feature maps for {len(self.level_poolers)} strides")
         rois = convert_boxes_to_pooler_format(box_lists)
         pooled = features[0].new_zeros(len(rois), features[0].shape[1], *self.output_size)
         if not len(rois):
@@ -60,6 +66,8 @@ class StridePooler(nn.Module):
         levels = self.assign_levels(box_lists)
         for index, pooler in enumerate(self.level_poolers):
             chosen = torch.nonzero(levels == index)[:, 0]
-            values = pooler(features[index], rois[chosen]).to(pooled.dtype)
-            pooled = pooled.index_put((chosen,), values)
+            # in fp32: `ROIAlign` casts boxes to the dtype of the map, which moves them by up to a
+            # pixel in fp16 and by several in bf16
+            values = pooler(features[index].float(), rois[chosen].float())
+            pooled = pooled.index_put((chosen,), values.to(pooled.dtype))
         return pooled
