@@ -17,6 +17,8 @@ PIP := $(PY) -m pip --disable-pip-version-check $(if $(V),,-q)
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 export OMP_WAIT_POLICY := PASSIVE
+# Detectron2 still calls torch.jit.script.
+export PYTHONWARNINGS := ignore::FutureWarning:torch.jit._script
 
 .PHONY: install demo test lint clean
 .DEFAULT_GOAL := install

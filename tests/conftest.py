@@ -24,6 +24,17 @@ def _two_threads() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the cache of class embeddings, also that of child processes, out of the home folder."""
+    before = os.environ.get("DENSEDET_CACHE")
+    os.environ["DENSEDET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["DENSEDET_CACHE"]
+    if before is not None:
+        os.environ["DENSEDET_CACHE"] = before
+
+
 @pytest.fixture(autouse=True)
 def _skip_without_cuda(request: pytest.FixtureRequest) -> None:
     """Skip the tests marked ``cuda`` where there is no device."""

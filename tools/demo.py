@@ -1,4 +1,4 @@
-"""Detect words in pictures: draws the detections and writes them as JSON.
+"""Detect words in pictures: draws the detections, and writes them as COCO results with labels.
 
 Example:
     python tools/demo.py --config-file projects/fvit/configs/quickstart.py \\
@@ -83,23 +83,18 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(config, args.weights, args.device)
     predictor.set_vocabulary(vocabulary)
 
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for number, path in enumerate(tqdm(paths, unit="image"), start=1):
         image = read_image(path)
         instances = predictor.predict(image)
         instances = instances[instances.scores >= args.score_threshold]
-        height, width = image.shape[:2]
-        images.append({"id": number, "file_name": str(path), "height": height, "width": width})
-        annotations += coco_results(instances, number, vocabulary)
+        for result in coco_results(instances, number, vocabulary):
+            results.append({"file_name": str(path), **result})
         with atomic_path(args.output / f"{path.stem}.png") as temporary:
             Image.fromarray(draw_detections(image, instances, vocabulary.labels)).save(temporary)
-    categories = [{"id": i, "name": n} for i, n in enumerate(vocabulary.labels, start=1)]
     with atomic_path(args.output / "detections.json") as temporary:
-        temporary.write_text(
-            json.dumps({"images": images, "categories": categories, "annotations": annotations})
-        )
-    print(f"{len(paths)} images, {len(annotations)} detections: {args.output}")
+        temporary.write_text(json.dumps(results))
+    print(f"{len(paths)} images, {len(results)} detections: {args.output}")
     return 0
 
 

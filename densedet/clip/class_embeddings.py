@@ -32,7 +32,8 @@ class ClassEmbeddings:
     Attributes:
         vectors: ``[P, D]`` fp32, a unit row for every synonym.
         groups: ``[P]`` int64, the category of every row; a category scores the maximum of its rows.
-        background: ``[D]`` fp32, the unit vector of the word "background" in the same templates.
+        background: ``[D]`` fp32, the unit vector of the word for background in the same templates,
+            or zeros where there is none.
     """
 
     vectors: Tensor
@@ -59,6 +60,7 @@ class VocabularyEmbedder:
         pretrained: str | None = None,
         templates: str = "clipself63",
         cache_dir: str | os.PathLike[str] | None = None,
+        background: str | None = BACKGROUND,
     ) -> None:
         """Choose a text tower.
 
@@ -67,6 +69,8 @@ class VocabularyEmbedder:
             pretrained: likewise.
             templates: a template set of :mod:`densedet.vocabulary`.
             cache_dir: folder of the cache; None for :func:`default_cache_dir`.
+            background: the word that stands for background; None gives a vector of zeros, for heads
+                that learn their own.
 
         Raises:
             VocabularyError: there is no such template set.
@@ -78,6 +82,7 @@ class VocabularyEmbedder:
         self.model = model
         self.pretrained = pretrained
         self.templates = templates
+        self.background = background
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
 
     def __call__(self, vocabulary: Vocabulary) -> ClassEmbeddings:
@@ -122,13 +127,16 @@ class VocabularyEmbedder:
             "templates": self.templates,
             "text_tower_version": str(TEXT_TOWER_VERSION),
             "names": json.dumps(vocabulary.synonyms),
+            "background": json.dumps(self.background),
         }
 
     def _embed(self, vocabulary: Vocabulary) -> ClassEmbeddings:
-        names = [*vocabulary.synonyms, BACKGROUND]
-        vectors = self.encoder.embed_names(names, self.templates)
+        vectors = self.encoder.embed_names(vocabulary.synonyms, self.templates)
         groups = torch.tensor(vocabulary.groups, dtype=torch.int64)
-        return ClassEmbeddings(vectors[:-1].clone(), groups, vectors[-1].clone())
+        background = torch.zeros_like(vectors[0])
+        if self.background is not None:
+            background = self.encoder.embed_names([self.background], self.templates)[0]
+        return ClassEmbeddings(vectors, groups, background)
 
     def _store(self, path: Path, embeddings: ClassEmbeddings, vocabulary: Vocabulary) -> None:
         tensors = {name: getattr(embeddings, name) for name in ("vectors", "groups", "background")}

@@ -117,7 +117,8 @@ def _optimizers(model: CLIP, recipe: ContrastiveRecipe) -> list[torch.optim.Opti
     ]
 
 
-def _lr_factor(step: int, recipe: ContrastiveRecipe) -> float:
+def learning_rate_factor(step: int, recipe: ContrastiveRecipe) -> float:
+    """Multiplier of both learning rates at a step: linear warm-up, then half a cosine."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(recipe.iterations - recipe.warmup, 1)
@@ -137,7 +138,7 @@ class ContrastivePretrainer:
         self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
         self.optimizers = _optimizers(model, recipe)
         self.schedulers = [
-            torch.optim.lr_scheduler.LambdaLR(o, lambda step: _lr_factor(step, recipe))
+            torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, recipe))
             for o in self.optimizers
         ]
         self.generator = torch.Generator().manual_seed(recipe.seed)

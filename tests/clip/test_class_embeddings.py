@@ -70,7 +70,10 @@ def test_second_time_comes_from_the_cache_without_a_text_tower(
     assert path is not None and list(path.parent.iterdir()) == [path]
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert set(metadata) == {"weights", "vocabulary", "templates", "text_tower_version", "names"}
+    assert set(metadata) == {
+        *("weights", "vocabulary", "templates", "text_tower_version", "names", "background")
+    }
+    assert metadata["background"] == '"background"'
     assert metadata["vocabulary"] == vocabulary.digest()
     assert metadata["names"] == '["cat", "kitten", "remote control", "dog"]'
 
@@ -165,3 +168,12 @@ def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert default_cache_dir() == tmp_path / "mine" / "class_embeddings"
     monkeypatch.setenv("DENSEDET_CACHE", "")
     assert default_cache_dir() is None
+
+
+def test_without_a_word_for_background_it_is_zero(tmp_path):
+    vocabulary = Vocabulary.from_names(["cat", "dog"])
+    embed = VocabularyEmbedder("densedet-tiny", None, "single", tmp_path, background=None)
+    full = VocabularyEmbedder("densedet-tiny", None, "single", tmp_path)
+    assert not embed(vocabulary).background.any()
+    assert full(vocabulary).background.norm().item() == pytest.approx(1.0)
+    assert torch.allclose(embed(vocabulary).vectors, full(vocabulary).vectors, atol=1e-6)

@@ -89,8 +89,8 @@ def test_a_checkpoint_of_another_architecture(tool, tmp_path):
     torch.save({"head.weight": torch.ones(1, 9)}, tmp_path / "other.pth")
     code, err = tool("--eval-only", f"train.init_checkpoint='{tmp_path}/other.pth'")
     assert code == 2
-    assert "other.pth is a checkpoint of another architecture: missing stem.weight" in err
-    assert "mismatched head.weight (1, 9) instead of (1, 8)" in err
+    assert "other.pth: does not fit" in err and "missing: stem.weight" in err
+    assert "1 of another shape: head.weight (1, 9) for (1, 8)" in err
 
 
 def test_train_then_evaluate(tool, tmp_path):

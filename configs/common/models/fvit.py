@@ -29,7 +29,6 @@ model = L(OpenVocabularyRCNN)(
         model="${clip.model}",
         pretrained="${clip.pretrained}",
         templates="clipself63",
-        cache_dir="output/vocabulary_cache",
     ),
     backbone=L(PyramidFPN)(
         bottom_up=L(TapPyramid)(

@@ -69,9 +69,9 @@ class CosineClassifier(nn.Module):
         with torch.inference_mode(False):
             self.num_classes = len(seen)
             self._row_per_class = embeddings.groups.tolist() == list(range(len(seen)))
-            self.vectors = embeddings.vectors.to(device, torch.float32)
-            self.groups = embeddings.groups.to(device)
-            self.text_background = embeddings.background.to(device, torch.float32)
+            self.vectors = embeddings.vectors.to(device, torch.float32).clone()
+            self.groups = embeddings.groups.to(device).clone()
+            self.text_background = embeddings.background.to(device, torch.float32).clone()
             self.unseen = ~torch.tensor(seen, dtype=torch.bool, device=device)
 
     @property

@@ -13,6 +13,7 @@ model.backbone.bottom_up.out_features = ["layer1", "layer2", "layer3", "layer4"]
 model.backbone.in_features = "${.bottom_up.out_features}"
 model.roi_heads.dense_stride = 32
 model.roi_heads.box_predictor.classifier.background = "learned"
+model.embedder.background = None
 model.roi_heads.box_predictor.class_relu = False
 model.pixel_mean = model.pixel_std = None
 train.output_dir = "output/fvit/ov_coco_rn50"

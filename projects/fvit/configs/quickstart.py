@@ -10,7 +10,7 @@ from ....configs.common.train import train
 model.backbone.bottom_up.bottom_up.square_size = 0  # no padding to squares
 clip.update(model="densedet-tiny", pretrained="shipped", embed_dim=128)
 model.vocabulary.update(name="shapes_world_kind", kind="thing")
-model.embedder.templates = "single"
+model.embedder.update(templates="single", background=None)
 model.pixel_mean = model.pixel_std = None  # those of the weights
 
 # the four blocks on strides 4, 8, 8 and 16; levels of 64 channels

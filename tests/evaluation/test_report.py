@@ -1,0 +1,41 @@
+"""The quickstart report."""
+
+import re
+
+import numpy as np
+from PIL import Image
+
+from densedet.evaluation.report import build_report, detector_figures, read_curve
+
+RESULTS = {
+    "bbox": {"AP": 1.0, "AP50-seen": 51.234, "AP50-unseen": float("nan")},
+    "segm": {"AP50-seen": 40.0, "AP50-unseen": None},
+}
+
+
+def test_figures_are_in_percent_and_nan_is_none():
+    assert detector_figures(RESULTS) == {
+        "seen_ap50_box": 51.23,
+        "unseen_ap50_box": None,
+        "seen_ap50_mask": 40.0,
+        "unseen_ap50_mask": None,
+    }
+
+
+def test_curve_skips_records_without_the_scalar(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 19, "total_loss": 2.5}\n{"iteration": 20, "bbox/AP": 1.0}\n')
+    assert read_curve(path) == [(19, 2.5)]
+
+
+def test_page_is_self_contained(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(picture)
+    figures = detector_figures(RESULTS)
+    page = build_report(
+        {"clip": figures, "<b>": figures}, {"clip": [(0, 2.0), (1, 1.0)]}, [(picture, "x & y")], {}
+    )
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<td>clip</td>" in page and "&lt;b&gt;" in page and "x &amp; y" in page
+    assert ">51.2</td>" in page and ">–</td>" in page
