@@ -1,9 +1,13 @@
 """OpenAI CLIP ResNets: open_clip's ``ModifiedResNet``."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from densedet.clip.position import resample_positions
 from densedet.clip.visual import ClipVisual, VisualFeatures
@@ -46,6 +50,27 @@ class ResNetVisual(ClipVisual):
         if dense or pooled:
             self._pool(maps, features, dense, pooled)
         return features
+
+    def attend_boxes(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Embed boxes by the attention pool: RoIAlign of layer4 to the native grid, then the pool.
+
+        Called ``v1`` in CLIPSelf (arXiv 2310.01403).
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            boxes: for each image ``[K_i, 4]``, (x0, y0, x1, y1) in image pixels.
+
+        Returns:
+            ``[K, D]`` image by image, not normalised.
+        """
+        maps = self(images, taps=["layer4"], dense=False, pooled=False).taps["layer4"]
+        side = math.isqrt(self.tower.attnpool.positional_embedding.shape[0] - 1)
+        corners = [b.to(maps) for b in boxes]
+        regions = roi_align(maps, corners, side, 1.0 / self.stride, -1, aligned=True)
+        features = VisualFeatures()
+        self._pool(regions, features, dense=False, pooled=True)
+        assert features.pooled is not None
+        return features.pooled
 
     def _pool(self, maps: Tensor, features: VisualFeatures, dense: bool, pooled: bool) -> None:
         pool = self.tower.attnpool

@@ -1,5 +1,7 @@
 """OpenAI and LAION CLIP ViTs: open_clip's ``VisionTransformer``."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -50,6 +52,40 @@ class VitVisual(TokenVisual):
         cls = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = resample_positions(tower.positional_embedding, grid, tower.grid_size)
         return tower.ln_pre(torch.cat([cls, patches], dim=1) + positions.to(patches.dtype))
+
+    def attend_masks(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Embed regions by attention: a CLS token for each mask that sees only its patches.
+
+        The copies of the CLS token attend to CLS and to the patches of their mask, in all blocks;
+        nothing attends to them, so the other tokens are those of an ordinary pass. Called
+        ``mask_attn_pool`` (and ``v1`` for boxes, see `box_masks`) in CLIPSelf, arXiv 2310.01403.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            masks: for each image ``[K_i, h, w]`` bool, cells of the patch grid; may be empty.
+
+        Returns:
+            ``[K, D]`` image by image, not normalised. An empty mask sees only CLS.
+        """
+        grid = self._grid(images)
+        if len(masks) != len(images) or any(m.shape[1:] != grid for m in masks):
+            raise ValueError(f"give masks [K, {grid[0]}, {grid[1]}] for each of the images")
+        tokens = self.embed_tokens(images)
+        counts = [len(m) for m in masks]
+        queries = max(counts, default=0)
+        inside = tokens.new_ones(len(masks), queries, grid[0] * grid[1], dtype=torch.bool)
+        for row, image_masks in enumerate(masks):
+            inside[row, : len(image_masks)] = image_masks.flatten(1).to(tokens.device, torch.bool)
+        blocked = tokens.new_zeros(len(masks), queries + tokens.shape[1], queries + tokens.shape[1])
+        blocked[:, :, :queries] = -torch.inf
+        blocked[:, :queries, queries + 1 :].masked_fill_(~inside, -torch.inf)
+        heads = self.tower.transformer.resblocks[0].attn.num_heads
+        blocked = blocked.repeat_interleave(heads, dim=0)
+        tokens = torch.cat([tokens[:, :1].expand(-1, queries, -1), tokens], dim=1)
+        for block in self.tower.transformer.resblocks:
+            tokens = block(tokens, attn_mask=blocked)
+        pooled = self._project(tokens[:, :queries])
+        return torch.cat([image[:count] for image, count in zip(pooled, counts, strict=True)])
 
     def _run_block(self, index: int, tokens: Tensor, grid: Grid) -> Tensor:
         return self.tower.transformer.resblocks[index](tokens)

@@ -80,6 +80,28 @@ def pool_masks(dense: Tensor, masks: Sequence[Tensor]) -> Tensor:
     return torch.cat(pooled)
 
 
+def box_masks(boxes: Tensor, grid: tuple[int, int], stride: float) -> Tensor:
+    """Cells of boxes: corners in cells truncated to integers, the last row and column excluded.
+
+    The rule of CLIPSelf's attention-masked region tokens (arXiv 2310.01403); the mask of a small
+    box may be empty.
+
+    Args:
+        boxes: ``[K, 4]``, (x0, y0, x1, y1) in image pixels.
+        grid: (h, w) of the map.
+        stride: pixels per cell.
+
+    Returns:
+        ``[K, h, w]`` bool.
+    """
+    x0, y0, x1, y1 = (boxes / stride).long().unbind(1)
+    rows = torch.arange(grid[0], device=boxes.device)
+    columns = torch.arange(grid[1], device=boxes.device)
+    in_rows = (rows >= y0[:, None]) & (rows < y1[:, None])
+    in_columns = (columns >= x0[:, None]) & (columns < x1[:, None])
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
 def _check_batch(dense: Tensor, regions: Sequence[Tensor], what: str) -> None:
     if dense.ndim != 4:
         raise ValueError(f"the dense map must be [B, D, h, w], got {tuple(dense.shape)}")

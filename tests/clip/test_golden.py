@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from densedet.clip import TextEncoder, build_text_encoder, build_visual, load_checkpoint
 from densedet.clip.position import resample_positions, rotary_table
+from densedet.clip.resnet import ResNetVisual
 from densedet.clip.visual import ClipVisual
-from densedet.regions import pool_boxes, pool_masks
+from densedet.clip.vit import VitVisual
+from densedet.regions import box_masks, pool_boxes, pool_masks
 
 pytestmark = [
     pytest.mark.golden,
@@ -158,6 +160,39 @@ def test_region_features(visual: ClipVisual, expected: dict[str, Tensor], tags: 
             expected[f"{tag}/masks"], expected[f"{tag}/masks_image_index"], len(images)
         )
         assert difference(pool_masks(dense, masks), expected[f"{tag}/mask_pooled"]) < 1e-5, tag
+
+
+@pytest.mark.parametrize("name", ["openai_vit"], indirect=True)
+@torch.no_grad()
+def test_attended_regions_of_vit(
+    visual: VitVisual, expected: dict[str, Tensor], tags: list[str]
+) -> None:
+    for tag in tags:
+        images = expected[f"{tag}/images"]
+        grid = (images.shape[2] // visual.stride, images.shape[3] // visual.stride)
+        cells = expected[f"{tag}/boxes"] * torch.tensor([grid[1], grid[0], grid[1], grid[0]])
+        boxes = per_image(cells, expected[f"{tag}/boxes_image_index"], len(images))
+        found = visual.attend_masks(images, [box_masks(b, grid, 1.0) for b in boxes])
+        assert difference(found, expected[f"{tag}/roi_v1"]) < 2e-5, tag
+        masks = per_image(
+            expected[f"{tag}/masks"], expected[f"{tag}/masks_image_index"], len(images)
+        )
+        found = visual.attend_masks(images, masks)
+        assert difference(found, expected[f"{tag}/mask_attn_pooled"]) < 2e-5, tag
+
+
+@pytest.mark.parametrize("name", ["openai_rn"], indirect=True)
+@torch.no_grad()
+def test_attended_regions_of_resnet(
+    visual: ResNetVisual, expected: dict[str, Tensor], tags: list[str]
+) -> None:
+    for tag in tags:
+        images = expected[f"{tag}/images"]
+        height, width = images.shape[2:]
+        boxes = expected[f"{tag}/boxes"] * torch.tensor([width, height, width, height])
+        boxes = per_image(boxes, expected[f"{tag}/boxes_image_index"], len(images))
+        found = visual.attend_boxes(images, boxes)
+        assert difference(found, expected[f"{tag}/roi_v1"]) < 2e-5, tag
 
 
 def test_eva_position_and_rotary_tables(golden_index: Any, golden_arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""tools/prepare_shapes_world.py, tools/pretrain_clip.py and tools/quickstart.py as a user runs them."""
+"""The tools around Shapes World, as a user runs them."""
 
 import json
 import os

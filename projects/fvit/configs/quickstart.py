@@ -13,9 +13,10 @@ model.vocabulary.update(name="shapes_world_kind", kind="thing")
 model.embedder.update(templates="single", background=None)
 model.pixel_mean = model.pixel_std = None  # those of the weights
 
-# the four blocks on strides 4, 8, 8 and 16; levels of 64 channels
-model.backbone.bottom_up.bottom_up.out_features = ["block0", "block1", "block3"]
-model.backbone.bottom_up.update(scales=[2.0, 1.0, 0.5], norm="GN")
+# Levels of strides 4, 8 and 16 and 64 channels, all from the first block: without distillation the
+# tokens of later blocks mix with their surroundings, and unseen classes suffer.
+model.backbone.bottom_up.bottom_up.out_features = ["block0"]
+model.backbone.bottom_up.update(in_features=["block0"] * 3, scales=[2.0, 1.0, 0.5], norm="GN")
 model.backbone.update(
     in_features=["res2", "res3", "res4"], out_channels=64, norm="GN", extra_levels=0
 )
@@ -32,9 +33,10 @@ heads = model.roi_heads
 heads.update(mask_branch)
 heads.update(dense_stride=8, batch_size_per_image=64, box_in_features=["p2", "p3", "p4"])
 heads.box_pooler.update(output_size=5, strides=[4, 8, 16], base_size=14.0)
-heads.box_head.update(conv_dims=[], fc_dims=[128, 128], conv_norm="")
+heads.box_head.update(conv_dims=[], fc_dims=[128], conv_norm="")
 heads.box_head.input_shape.update(channels=64, height=5, width=5)
-heads.box_predictor.update(background_weight=1.0, class_relu=False, ensemble=None)
+# Unseen things lie in the training pictures without a label, and count as background there.
+heads.box_predictor.update(background_weight=0.1, class_relu=False, ensemble=None)
 heads.box_predictor.classifier.background = "learned"
 heads.mask_in_features = heads.box_in_features
 heads.mask_pooler.update(output_size=7, strides=[4, 8, 16], base_size=14.0)
