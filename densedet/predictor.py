@@ -53,7 +53,7 @@ class Predictor:
         self.model.to(resolve_device(device))
         self.trained = self.model.vocabulary
         mapper = build(cfg.dataloader.test.mapper, "dataloader.test.mapper")
-        self._augmentations = T.AugmentationList(mapper.augmentations)
+        self._augmentations = mapper.augmentations
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -13,9 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # a small data set and two iterations, so that the commands take seconds
 SHORTENED = {
     "tools/prepare_shapes_world.py": ["--train", "16", "--val", "8"],
+    "tools/pretrain_clip.py": ["--iterations", "2", "--batch-size", "8", "--scenes", "2"],
     "tools/lazyconfig_train_net.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
 }
-READMES = [ROOT / "README.md", ROOT / "projects" / "fvit" / "README.md"]
+READMES = [
+    ROOT / "README.md",
+    ROOT / "projects" / "fvit" / "README.md",
+    ROOT / "docs" / "model_cards" / "densedet-tiny.md",
+]
 
 
 def blocks(readme: Path, language: str) -> list[str]:
