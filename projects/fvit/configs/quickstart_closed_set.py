@@ -1,4 +1,4 @@
-"""The detector of quickstart.py with a closed-set head: 64 class logits, no text.
+"""The detector of quickstart.py with a closed-set head: two FCs and 64 class logits, no text.
 
 It sees the same labels. A class without labels can never win, so its unseen AP is 0 by
 construction; it trains twice as long, to a fair seen AP.
@@ -8,7 +8,11 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    StandardROIHeads,
+)
 
 from .quickstart import clip, dataloader, lr_multiplier, model, optimizer, train
 
@@ -19,6 +23,9 @@ model.pixel_std = [68.5005, 66.6322, 70.3232]
 model.roi_heads._target_ = StandardROIHeads
 del model.roi_heads.dense_stride
 model.roi_heads.num_classes = 64
+model.roi_heads.box_head = L(FastRCNNConvFCHead)(
+    input_shape=ShapeSpec(channels=64, height=5, width=5), conv_dims=[], fc_dims=[128, 128]
+)
 model.roi_heads.box_predictor = L(FastRCNNOutputLayers)(
     input_shape=ShapeSpec(channels=128),
     box2box_transform=L(Box2BoxTransform)(weights=[10.0, 10.0, 5.0, 5.0]),
