@@ -1,4 +1,4 @@
-"""F-ViT with masks on the tiny CLIP, small enough for two CPU cores; pictures of about 160 pixels."""
+"""F-ViT with masks on the tiny CLIP: small enough for two CPU cores, pictures of about 160 px."""
 
 from detectron2.config import LazyCall as L
 from torch import nn
