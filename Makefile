@@ -31,7 +31,7 @@ $(PY):
 
 # What is installed already and fits is left as it is.
 $(STAMP): constraints.txt setup.py tools/install_detectron2.py | $(PY)
-	@echo "[1/4] torch and torchvision (5.4 GB with the CUDA libraries: some minutes)"
+	@echo "[1/4] torch and torchvision (5.4 GB with the CUDA libraries: some minutes; V=1 shows progress)"
 	@$(PIP) install -c constraints.txt torch torchvision
 	@echo "[2/4] densedet and what it stands on"
 	@$(PIP) install -c constraints.txt setuptools wheel

@@ -24,6 +24,7 @@ class ToolParser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with ``message``."""
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 

@@ -29,5 +29,9 @@ class CheckpointError(DensedetError, ValueError):
     """A checkpoint cannot be read safely or belongs to another model."""
 
 
+class OutputError(DensedetError, OSError):
+    """A file cannot be written where it should be."""
+
+
 class InstallationError(DensedetError, RuntimeError):
     """A dependency is missing or does not fit."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from densedet.errors import OutputError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -13,10 +15,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Missing parent folders are made. If the block raises, the temporary file is removed and an
     existing file at ``path`` is left as it was.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or ``path`` cannot be replaced. It is an
+            ``OSError`` too; what the block raises is left as it is.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.", target.parent)
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.", target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -24,6 +31,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
+        with _named(target):
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror or error}; choose another place, or "
+            f"check the permissions and the free space of {target.parent}"
+        ) from error

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
     parser.add_argument("--score-threshold", type=float, default=0.3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("overrides", nargs="*", help="config overrides, key=value")
+    parser.add_argument("--opts", nargs="+", default=[], help="config overrides, key=value")
     return parser
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = find_images(args.input)
     for path in paths:  # before anything is written
         read_image(path)
-    config = load_config(args.config_file, args.overrides)
+    config = load_config(args.config_file, args.opts)
     predictor = Predictor(config, args.weights, args.device)
     predictor.set_vocabulary(vocabulary)
 

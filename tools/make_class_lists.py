@@ -25,6 +25,7 @@ def render(source: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def coco_panoptic(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records of COCO panoptic: ids with gaps, things and stuff."""
     kinds = ("stuff", "thing")
     return [{"id": c["id"], "name": c["name"], "kind": kinds[c["isthing"]]} for c in categories]
 
@@ -69,6 +70,7 @@ def render_class_lists() -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the tool."""
     parser = ToolParser(description="Write the base class lists from Detectron2.")
     parser.add_argument(
         "--out", type=Path, default=RESOURCES, help="folder (default: densedet's resources)"

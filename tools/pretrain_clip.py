@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="shipped", help="file to measure with --eval-only")
     parser.add_argument("--scenes", type=int, default=300, help="scenes to measure on")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed} must not be negative")
     if min(args.iterations, args.batch_size, args.threads, args.log_every, args.scenes) < 1:
         raise ConfigError("iterations, batch size, threads, log-every and scenes must be positive")
     torch.set_num_threads(args.threads)

@@ -37,28 +37,62 @@ def run(tool: str, *arguments: str) -> None:
         raise DensedetError(f"tools/{tool} failed; its message is above")
 
 
-def fingerprint(config: str, root: Path) -> str:
-    """Digest of what a training is made from: config, data recipe, CLIP weights and torch."""
-    text = OmegaConf.to_yaml(model_zoo.get_config(config)) + repr(read_recipe(root))
-    digest = hashlib.sha256(text.encode())
-    for file in sorted((TOOLS.parent / "densedet/clip/resources").iterdir()):
-        digest.update(file.read_bytes())
-    digest.update(version("torch").encode())
-    return digest.hexdigest()
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file; "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def train_detector(config: str, folder: Path, root: Path) -> dict[str, float | None]:
-    """Train and evaluate one detector in ``folder``, or read what an earlier run left."""
-    mark, made_from = folder / "made_from.txt", fingerprint(config, root)
-    if mark.is_file() and mark.read_text() != made_from:
-        shutil.rmtree(folder)
-    results = folder / "results.json"
-    if not results.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(made_from)
-        overrides = (f"train.output_dir={folder}", f"dataloader.register.0.root={root}")
-        run("lazyconfig_train_net.py", "--config-file", config, "--resume", *overrides)
-    return detector_figures(json.loads(results.read_text()))
+def fingerprint(config: str, root: Path, overrides: list[str]) -> str:
+    """Digest of what a training is made from: config, data, CLIP weights, code and torch."""
+    parts = [OmegaConf.to_yaml(model_zoo.get_config(config)), str(overrides), version("torch")]
+    parts.append(repr(read_recipe(root)))
+    package = TOOLS.parent / "densedet"
+    files = [*package.rglob("*.py"), *(package / "clip" / "resources").iterdir()]
+    parts += [file_digest(file) for file in sorted(files)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Detector:
+    """A detector of the page: trained in ``folder`` unless the same one is there already.
+
+    ``made_from.json`` says what the folder was made from and, once it is complete, the digests of
+    what is in it. A folder of something else is moved aside.
+    """
+
+    def __init__(self, config: str, folder: Path, root: Path, overrides: list[str]) -> None:
+        self.config, self.folder = config, folder
+        self.overrides = [*overrides, f"dataloader.register.0.root={root}"]
+        self.inputs = fingerprint(config, root, overrides)
+        self.mark = folder / "made_from.json"
+
+    def digests(self) -> dict[str, str]:
+        """The digests of the results and the weights."""
+        return {n: file_digest(self.folder / n) for n in ("results.json", "model_final.pth")}
+
+    def train(self) -> None:
+        """Train and evaluate, going on where an earlier run of the same was interrupted."""
+        made = json.loads(self.mark.read_text()) if self.mark.is_file() else {}
+        if made == {"inputs": self.inputs, **self.digests()}:
+            print(f"{self.folder} is complete already")
+            return
+        if self.folder.exists() and made != {"inputs": self.inputs}:
+            aside = self.folder.with_name(f"{self.folder.name}.old")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.folder.rename(aside)
+            print(f"{self.folder} was made from something else: moved to {aside}")
+        self.write_mark({"inputs": self.inputs})
+        arguments = ["--config-file", self.config, "--resume", f"train.output_dir={self.folder}"]
+        run("lazyconfig_train_net.py", *arguments, *self.overrides)
+        self.write_mark({"inputs": self.inputs, **self.digests()})
+
+    def write_mark(self, content: dict[str, str]) -> None:
+        """Say what the folder is made from."""
+        with atomic_path(self.mark) as path:
+            path.write_text(json.dumps(content))
+
+    def figures(self) -> dict[str, float | None]:
+        """The four figures of the page, in percent."""
+        return detector_figures(json.loads((self.folder / "results.json").read_text()))
 
 
 def show_unseen(output: Path, root: Path) -> list[tuple[Path, str]]:
@@ -87,15 +121,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="folder of data sets")
+    parser.add_argument("--train", type=int, default=ShapesWorldRecipe.train, help="scenes")
+    parser.add_argument("--val", type=int, default=ShapesWorldRecipe.val, help="scenes")
+    parser.add_argument("--max-iter", type=int, help="iterations of each training, for a trial")
     args = parser.parse_args(argv)
-    recipe = ShapesWorldRecipe()
+    recipe = ShapesWorldRecipe(args.train, args.val)
     write_shapes_world(args.root, recipe)
-    rows = {
-        name: train_detector(config, args.output / name, args.root)
+    overrides = [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
+    detectors = {
+        name: Detector(config, args.output / name, args.root, overrides)
         for name, config in DETECTORS.items()
     }
+    for detector in detectors.values():
+        detector.train()
     pictures = show_unseen(args.output, args.root)
-    curves = {name: read_curve(args.output / name / "metrics.json") for name in DETECTORS}
+    rows = {name: detector.figures() for name, detector in detectors.items()}
+    curves = {name: read_curve(d.folder / "metrics.json") for name, d in detectors.items()}
     facts = {
         "training scenes": recipe.train,
         "validation scenes": recipe.val,

@@ -25,10 +25,9 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE, read_state_dict
+from densedet.clip.checkpoints import TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE
 from densedet.errors import ConfigError
 from densedet.files import atomic_path
-from densedet.weights import load_strictly
 
 TINY_MODEL = "densedet-tiny"
 
@@ -131,8 +130,3 @@ def export_tiny_weights(
 def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def load_tiny_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a file of :func:`export_tiny_weights`; CheckpointError if it does not fit."""
-    load_strictly(model, read_state_dict(path), source=path)

@@ -1,7 +1,7 @@
 """Data sets in COCO format, image reading and the mappers that turn a record into model input.
 
 The names below are looked up when they are first used, so that the parts which need no Detectron2
-(the Shapes World) can be imported where it is absent.
+(``shapes_world_scenes`` and ``shapes_world_render``) can be imported where it is absent.
 """
 
 from importlib import import_module

@@ -59,8 +59,7 @@ def _truncation_is_an_error() -> Iterator[None]:
     """Make Pillow raise on truncated files, whatever the program has set.
 
     ``ImageFile.LOAD_TRUNCATED_IMAGES`` is a switch for the whole process, which other libraries
-    turn
-    on: the missing part of an image is then silently grey. It is put back afterwards.
+    turn on: the missing part of an image is then silently grey. It is put back afterwards.
     """
     if not ImageFile.LOAD_TRUNCATED_IMAGES:
         yield

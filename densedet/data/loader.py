@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from densedet.errors import ConfigError, DatasetError
+from densedet.errors import ConfigError, DatasetError, DensedetError
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         self.samples.seed = 0 if self.seed is None else self.seed
-        loader: DataLoader[Any] = DataLoader(
-            self.samples,
+        loader = _CheckedLoader(
+            _Catching(self.samples.__getitem__),
             batch_sampler=_BatchNumbers(self.start_iteration, self.batch_size),
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor,
@@ -63,6 +64,39 @@ class TrainLoader:
             generator=torch.Generator(),
         )
         return iter(loader)
+
+
+class _Catching(Dataset):
+    """A function whose ``DensedetError`` is its result; :class:`_CheckedLoader` raises it.
+
+    An exception that leaves a worker would arrive as the text of a traceback.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, argument: Any) -> Any:
+        try:
+            return self.function(argument)
+        except DensedetError as error:
+            return error
+
+    __getitem__ = __call__
+
+
+class _CheckedLoader(DataLoader):
+    """A loader of lists that raises the errors among its samples in the main process."""
+
+    def __iter__(self) -> Iterator[list[Any]]:  # type: ignore[override]
+        return _without_errors(super().__iter__())
+
+
+def _without_errors(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    for batch in batches:
+        for sample in batch:
+            if isinstance(sample, DensedetError):
+                raise sample
+        yield batch
 
 
 class _BatchNumbers:
@@ -145,8 +179,10 @@ def _is_empty(sample: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed ``random``, numpy and torch's CPU generator from integers >= 0; restore them "
-    "afterwards."""
+    """Seed ``random``, numpy and torch's CPU generator from integers >= 0.
+
+    Their states are restored afterwards.
+    """
     state = random.getstate(), np.random.get_state(), torch.random.default_generator.get_state()
     words = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(words[0]))
@@ -208,6 +244,11 @@ def build_test_loader(
     """
     if len(dataset) == 0:
         raise DatasetError("the test data set is empty: there is nothing to evaluate")
-    return build_detection_test_loader(
-        dataset, mapper=mapper, num_workers=num_workers, batch_size=batch_size
+    records = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    return _CheckedLoader(
+        MapDataset(records, _Catching(mapper)),
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
     )

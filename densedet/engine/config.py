@@ -162,7 +162,8 @@ def build(cfg: Any, name: str) -> Any:
 
     Raises:
         ConfigError: an unknown or a missing argument, a value that is still ``???``, an
-            interpolation that leads nowhere, a data set that is not registered.
+            interpolation that leads nowhere, a data set that is not registered, a value that a
+            constructor refuses.
         DatasetError: Detectron2 found the data set empty.
     """
     check_arguments(cfg, name)
@@ -178,15 +179,25 @@ def build(cfg: Any, name: str) -> Any:
             raise ConfigError(f"{place}: {_title(target)} needs {', '.join(missing)}")
     try:
         return instantiate(cfg)
+    except DensedetError:
+        raise
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
-    except (KeyError, AssertionError) as error:
+    except (KeyError, AssertionError, ValueError, TypeError) as error:
         reason = str(error.args[0]) if error.args else ""
         if "is not registered" in reason:
             raise ConfigError(f"{name}: {reason}; register it in dataloader.register") from error
         if "is empty" in reason or "No valid data found" in reason:
             raise DatasetError(f"{name}: {reason}") from error
-        raise
+        if isinstance(error, KeyError):
+            raise
+        raise ConfigError(f"{name}: {' '.join(reason.split()) or _failed_line(error)}") from error
+
+
+def _failed_line(error: Exception) -> str:
+    """Return what an exception without a message, e.g. of a bare ``assert``, was raised by."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at '{frame.line}' ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _calls(cfg: Any, name: str) -> Iterator[tuple[str, DictConfig]]:

@@ -53,8 +53,7 @@ class EvalHook(hooks.EvalHook):
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's hook that also counts, for ``max_to_keep``, the files of the part before a "
-    "resume."""
+    """Detectron2's hook; ``max_to_keep`` also counts the files of the part before a resume."""
 
     def before_train(self) -> None:
         """Find the earlier checkpoints of a training that is resumed."""

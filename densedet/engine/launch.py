@@ -4,16 +4,21 @@
 WORLD_SIZE and LOCAL_WORLD_SIZE.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
 
-from densedet.errors import ConfigError
+from densedet.errors import ConfigError, DensedetError
+
+EXIT_INPUT = 2  # as of the tools: wrong use or wrong input
 
 
 def under_torchrun() -> bool:
@@ -71,6 +76,7 @@ def launch(
 
     Raises:
         ConfigError: more GPUs than there are, or options that contradict each other.
+        SystemExit: a process that was started here failed, and has said why on stderr.
     """
     if under_torchrun():
         if num_gpus is not None or num_machines != 1:
@@ -84,14 +90,31 @@ def launch(
         return
     gpus = 1 if num_gpus is None else num_gpus
     _check_gpus(gpus, num_machines, machine_rank, device, dist_url)
-    launch_gpus(
-        job,
-        gpus,
-        num_machines=num_machines,
-        machine_rank=machine_rank,
-        dist_url=dist_url,
-        args=args,
-    )
+    if gpus == num_machines == 1:
+        job(*args)
+        return
+    try:
+        launch_gpus(
+            _run_child,
+            gpus,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+            args=(job, args),
+        )
+    except mp.ProcessExitedException as error:
+        if error.exit_code != EXIT_INPUT:
+            raise
+        sys.exit(error.exit_code)
+
+
+def _run_child(job: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Run ``job(*args)`` in a process of its own; wrong input ends it with one line and code 2."""
+    try:
+        job(*args)
+    except DensedetError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(EXIT_INPUT)
 
 
 def _check_gpus(gpus: int, machines: int, rank: int, device: str, dist_url: str) -> None:
@@ -121,8 +144,21 @@ def _run_under_torchrun(job: Callable[..., Any], args: tuple[Any, ...], device: 
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         comm.synchronize()
         job(*args)
+        comm.synchronize()
     finally:
-        dist.destroy_process_group()
+        _leave_process_groups()
+
+
+def _leave_process_groups() -> None:
+    """End the process groups while the interpreter is still there.
+
+    A group that something still refers to is destroyed when the process exits, where gloo's threads
+    abort it now and then. Detectron2 keeps its groups in module variables, models in cycles.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def _local_rank() -> int:

@@ -14,16 +14,18 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +39,7 @@ from densedet.engine.trainer import Trainer, check_precision
 from densedet.engine.writers import build_writers
 from densedet.errors import ConfigError
 from densedet.files import atomic_path
+from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         LazyConfig.save(cfg, os.path.join(options.output_dir, "config.yaml"))
     model = build(cfg.model, "model").to(device)
+    check_vocabulary(cfg, model, "train")
+    check_vocabulary(cfg, model, "test")
     loader = build(cfg.dataloader.train, "dataloader.train")
     trainer = Trainer(
         _distributed(model, device, options.ddp),
@@ -125,6 +130,7 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
     _require(cfg.dataloader, "test", "evaluator", prefix="dataloader.")
     device = _prepare(cfg, options)
     model = build(cfg.model, "model").to(device)
+    check_vocabulary(cfg, model, "test")
     checkpointer = Checkpointer(model, options.output_dir)
     path = options.init_checkpoint if weights is None else weights
     if weights is None and resume:
@@ -158,6 +164,48 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         text = json.dumps(_plain(results), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return dict(results)
+
+
+def check_vocabulary(cfg: DictConfig, model: nn.Module, part: str) -> None:
+    """Check that ``model`` numbers its classes as the data sets of ``dataloader.{part}`` do.
+
+    Only where both have a vocabulary: the model as ``vocabulary``, the data set in its metadata.
+
+    Args:
+        part: "train" (labels and seen flags must agree) or "test" (labels only).
+
+    Raises:
+        ConfigError: they differ.
+    """
+    own = getattr(model, "vocabulary", None)
+    node: Any = cfg.dataloader
+    for key in (part, "dataset", "names"):
+        node = node.get(key) if isinstance(node, DictConfig) else None
+    if not isinstance(own, Vocabulary):
+        return
+    for name in [node] if isinstance(node, str) else node if isinstance(node, ListConfig) else []:
+        theirs = MetadataCatalog.get(name).get("vocabulary") if name in MetadataCatalog else None
+        if theirs is None:
+            continue
+        difference = _difference(own, theirs, seen=part == "train")
+        if difference:
+            raise ConfigError(
+                f"model.vocabulary ({len(own)} classes) is not that of the data set {name} "
+                f"({len(theirs)} classes) in dataloader.{part}: {difference}; set model.vocabulary "
+                "to the vocabulary of the data set"
+            )
+
+
+def _difference(model: Vocabulary, data: Vocabulary, seen: bool) -> str:
+    """Describe the first class that differs; "" if none does."""
+    for i, (ours, theirs) in enumerate(zip_longest(model, data)):
+        labels = [repr(c.label) if c else "nothing" for c in (ours, theirs)]
+        if labels[0] != labels[1]:
+            return f"class {i} is {labels[0]} in the model and {labels[1]} in the data"
+        if seen and ours and theirs and ours.seen != theirs.seen:
+            words = ["seen" if c.seen else "unseen" for c in (ours, theirs)]
+            return f"class {i} ({ours.label!r}) is {words[0]} in the model, {words[1]} in the data"
+    return ""
 
 
 def setup_logging(output_dir: str) -> None:
@@ -206,10 +254,27 @@ def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
 
 
 def _distributed(model: nn.Module, device: torch.device, options: Mapping[str, Any]) -> nn.Module:
+    check_sync_norm(model, device, comm.get_world_size())
     kwargs = dict(options)
     if device.type != "cuda":
         kwargs["device_ids"] = None  # gloo; Detectron2 would pass the local rank
     return create_ddp_model(model, **kwargs)
+
+
+def check_sync_norm(model: nn.Module, device: torch.device, world_size: int) -> None:
+    """Refuse ``torch.nn.SyncBatchNorm`` in several processes on the CPU, which it cannot do.
+
+    Raises:
+        ConfigError: the model has one, with its name.
+    """
+    if device.type != "cpu" or world_size == 1:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ConfigError(
+                f"{name} is a SyncBatchNorm, which torch cannot train in {world_size} processes on "
+                "the CPU; set the norm to BN or GN, or use one process"
+            )
 
 
 def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -258,8 +323,7 @@ def _load_start(checkpointer: Checkpointer, trainer: Trainer, weights: str, resu
     elif found:
         logger.warning(
             "%s has checkpoints of an earlier training, which are going to be overwritten; to go "
-            "on from "
-            "the last one use --resume",
+            "on from the last one use --resume",
             checkpointer.save_dir,
         )
     checkpointer.load(weights, checkpointables=[])

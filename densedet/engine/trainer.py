@@ -10,11 +10,16 @@ import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 
-from densedet.errors import ConfigError
+from densedet.errors import ConfigError, DensedetError
+
+_REMEDY = "a lower learning rate, a longer warm-up or train.clip_grad may help"
 
 
-class NonFiniteLossError(FloatingPointError):
-    """A loss or the gradient norm became infinite or NaN; the weights are those before the step."""
+class NonFiniteLossError(DensedetError, FloatingPointError):
+    """A prediction, a loss or the gradient norm became infinite or NaN.
+
+    The weights are those before the step.
+    """
 
 
 class LossScaler:
@@ -78,6 +83,7 @@ class Trainer(SimpleTrainer):
         self.dtype = dtype
         self.clip_grad = dict(clip_grad) if clip_grad else None
         self.scaler = LossScaler(**(grad_scaler or {})) if dtype == torch.float16 else None
+        self._last_losses: dict[str, Tensor] = {}
 
     def run_step(self) -> None:
         """Run one iteration.
@@ -88,12 +94,10 @@ class Trainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with self._autocast():
-            losses = self.model(data)
-        if isinstance(losses, Tensor):
-            losses = {"total_loss": losses}
+        losses = self._losses(data)
         self._check_finite(losses)
-        total = sum(losses.values())
+        self._last_losses = {name: loss.detach() for name, loss in losses.items()}
+        total: Any = sum(losses.values())
         self.optimizer.zero_grad()
         (self.scaler.scaler.scale(total) if self.scaler else total).backward()
         self.after_backward()
@@ -111,6 +115,18 @@ class Trainer(SimpleTrainer):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def _losses(self, data: Any) -> dict[str, Tensor]:
+        try:
+            with self._autocast():
+                losses = self.model(data)
+        except FloatingPointError as error:  # Detectron2's RPN: boxes or scores are not finite
+            last = [f"{name}={loss.item():.4g}" for name, loss in self._last_losses.items()]
+            raise NonFiniteLossError(
+                f"iteration {self.iter}: {error} Losses of the step before: "
+                f"{', '.join(last) or 'none'}; the weights are those before this step; {_REMEDY}"
+            ) from error
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:
         values = {name: loss.detach() for name, loss in losses.items()}
         if not values:
@@ -120,8 +136,7 @@ class Trainer(SimpleTrainer):
         bad = [f"{name}={value.item()}" for name, value in values.items() if not value.isfinite()]
         raise NonFiniteLossError(
             f"iteration {self.iter}: {', '.join(bad)} of the losses {', '.join(values)}; the "
-            "weights are those before this step; a lower learning rate, a longer warm-up or "
-            "train.clip_grad may help"
+            f"weights are those before this step; {_REMEDY}"
         )
 
     def _clip(self) -> None:

@@ -40,8 +40,10 @@ def build_writers(output_dir: str, start_iter: int, max_iter: int) -> list[Event
 
 
 def prepare_metrics(file: Path, start_iter: int) -> None:
-    """Keep the records before ``start_iter``; a training from 0 moves an older file to "
-    "``.old.json``."""
+    """Keep the records before ``start_iter``.
+
+    A training from 0 moves an older file to ``.old.json``.
+    """
     if not file.exists():
         return
     if start_iter == 0:

@@ -93,6 +93,7 @@ def read_json(path: Path) -> object:
 
 
 def decode_json(text: str) -> object:
+    """Decode JSON; VocabularyError with line and column."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

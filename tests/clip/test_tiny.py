@@ -9,12 +9,11 @@ from open_clip.model import CLIP
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from torch import nn
 
-from densedet.clip import build_visual, create_clip, create_text_encoder
+from densedet.clip import build_visual, create_clip, create_text_encoder, load_checkpoint
 from densedet.clip.tiny import (
     build_tiny_clip,
     convolution_stem,
     export_tiny_weights,
-    load_tiny_weights,
     read_model_config,
     shipped_models,
 )
@@ -99,7 +98,7 @@ def test_start_and_end_tokens_are_always_stored(tmp_path: Path) -> None:
     model = build_tiny_clip()
     export_tiny_weights(model, [320], tmp_path / "w.safetensors")
     again = build_tiny_clip()
-    load_tiny_weights(again, tmp_path / "w.safetensors")
+    load_checkpoint(again, tmp_path / "w.safetensors")
     used = again.token_embedding.weight.any(dim=1).nonzero()[:, 0]
     assert used.tolist() == [320, 49406, 49407]
 
@@ -110,7 +109,7 @@ def test_file_of_another_size_does_not_fit(tmp_path: Path) -> None:
     config["vision_cfg"]["layers"] = 5
     model = build_tiny_clip(config)
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*12 missing: visual.transformer"):
-        load_tiny_weights(model, tmp_path / "w.safetensors")
+        load_checkpoint(model, tmp_path / "w.safetensors")
 
 
 @torch.no_grad()

@@ -2,14 +2,17 @@
 
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
+from PIL import Image
 
+from densedet.data.images import read_image
 from densedet.data.loader import MAX_REDRAWS, build_test_loader, build_train_loader, seeded
-from densedet.errors import ConfigError, DatasetError
+from densedet.errors import ConfigError, DatasetError, ImageError
 
 RECORDS = [{"id": i} for i in range(7)]
 
@@ -120,3 +123,31 @@ def test_empty_data_sets_and_none_are_refused():
 def test_the_test_loader_gives_every_record_once_in_order():
     loader = build_test_loader(RECORDS, dict, batch_size=3)
     assert [[s["id"] for s in batch] for batch in loader] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_an_error_of_a_worker_arrives_as_it_was_raised(tmp_path, kind, workers):
+    file = tmp_path / "cut.jpg"
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:-200])
+
+    def mapper(record):
+        return {"image": read_image(record["file_name"])}
+
+    records = [{"file_name": str(file)}]
+    if kind == "train":
+        loader = build_train_loader(records, mapper, 2, num_workers=workers)
+    else:
+        loader = build_test_loader(records, mapper, num_workers=workers)
+        assert len(loader) == 1
+    with pytest.raises(ImageError) as caught:
+        next(iter(loader))
+    assert re.fullmatch(r".*cut\.jpg is truncated or corrupt \(.*\); fetch.*", str(caught.value))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_other_errors_of_a_worker_keep_their_traceback():
+    loader = build_test_loader([{"a": 1}], lambda record: record["b"], num_workers=1)
+    with pytest.raises(KeyError, match="Traceback"):
+        list(loader)

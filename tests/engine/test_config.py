@@ -3,13 +3,14 @@
 import builtins
 
 import pytest
+import torch
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 from torch import nn
 
 from densedet.engine.config import apply_overrides, build, check_arguments, load_config
 from densedet.engine.options import TrainOptions, train_options
-from densedet.errors import ConfigError
+from densedet.errors import ConfigError, DatasetError
 
 
 def _cfg(**more):
@@ -62,6 +63,44 @@ def test_unknown_and_missing_arguments_are_found_before_building():
         build(L("torch.nn.Linaer")(), "model")
     with pytest.raises(ConfigError, match="model: Linear needs in_features"):
         build(L(nn.Linear)(in_features="???", out_features=1), "model")
+
+
+class Picky:
+    """Refuses everything, in every way."""
+
+    def __init__(self, how):
+        if how == "bare":
+            raise AssertionError
+        raise {"value": ValueError, "type": TypeError, "own": DatasetError, "key": KeyError}[how](
+            f"{how}:\n  refused"
+        )
+
+
+@pytest.mark.parametrize(
+    ("node", "error", "message"),
+    [
+        (L(Picky)(how="value"), ConfigError, "model: value: refused"),
+        (L(Picky)(how="type"), ConfigError, "model: type: refused"),
+        (
+            L(Picky)(how="bare"),
+            ConfigError,
+            "model: AssertionError at 'raise AssertionError' (",
+        ),
+        (L(Picky)(how=L(Picky)(how="own")), DatasetError, "own:\n  refused"),
+        (L(Picky)(how="key"), KeyError, "'key:"),
+        (
+            L(torch.optim.SGD)(params=[torch.zeros(1)], lr=-1),
+            ConfigError,
+            "model: Invalid learning rate: -1",
+        ),
+    ],
+)
+def test_what_a_constructor_refuses_is_one_line(node, error, message):
+    with pytest.raises(error) as caught:
+        build(node, "model")
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(message)
+    assert error is not ConfigError or "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

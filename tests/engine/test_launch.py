@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from densedet.engine.launch import launch, resolve_device
+from densedet.engine.launch import _run_child, launch, resolve_device
 from densedet.errors import ConfigError
 
 
@@ -58,3 +58,26 @@ def test_what_cannot_be_launched(gpus, options, message):
     gpus(2)
     with pytest.raises(ConfigError, match=message):
         launch(pytest.fail, ("started",), **options)
+
+
+def test_wrong_input_in_a_child_is_one_line_and_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        _run_child(resolve_device, ("gpu",))
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: train.device='gpu'") and err.count("\n") == 1
+    seen = []
+    _run_child(seen.append, (3,))
+    assert seen == [3]
+    with pytest.raises(ZeroDivisionError):  # a defect keeps its traceback
+        _run_child(divmod, (1, 0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would take real GPUs")
+def test_the_parent_of_such_children_ends_with_code_2(gpus, capfd):
+    gpus(2)  # the children see none and use gloo
+    with pytest.raises(SystemExit) as caught:
+        launch(resolve_device, ("gpu",), num_gpus=2)
+    assert caught.value.code == 2
+    err = capfd.readouterr().err
+    assert "error: train.device='gpu'" in err and "Traceback" not in err

@@ -1,6 +1,8 @@
 """The training step, on numbers computed by hand."""
 
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from densedet.engine.train import train
 from densedet.engine.trainer import NonFiniteLossError, Trainer
-from densedet.errors import ConfigError
+from densedet.errors import ConfigError, DensedetError
 
 CPU = torch.device("cpu")
 
@@ -89,6 +91,21 @@ def test_a_poisoned_training_says_when_and_which_and_does_not_evaluate(tmp_path,
     assert not (tmp_path / "out/results.json").exists()
     assert not (tmp_path / "out/model_final.pth").exists()
     assert (tmp_path / "out/last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def test_a_diverging_rcnn_says_when_and_what_its_losses_were(load_tiny):
+    more = ["optimizer.lr=1e30", "train.max_iter=9", "lr_multiplier.warmup_iters=0"]
+    with pytest.raises(DensedetError) as caught:
+        train(load_tiny("rcnn", *more))
+    assert isinstance(caught.value, NonFiniteLossError)
+    assert "diverged" in str(caught.value.__cause__)  # Detectron2's RPN raised it
+    found = re.match(
+        r"iteration [1-8]: .*Inf/NaN.* Training has diverged.* Losses of the step before: (.*?); ",
+        str(caught.value),
+    )
+    losses = dict(part.split("=") for part in found[1].split(", "))
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+    assert all(math.isfinite(float(value)) for value in losses.values())
 
 
 def test_fp16_on_the_cpu_is_refused(load_tiny):

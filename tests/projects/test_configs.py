@@ -6,6 +6,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from densedet import model_zoo
+from densedet.clip import ClipVisual
 from densedet.modeling.meta_arch import OpenVocabularyRCNN
 
 CONFIGS = model_zoo.list()
@@ -66,5 +67,7 @@ def test_levels_of_backbone_rpn_and_heads_agree(config):
         scales = [pooler.spatial_scale for pooler in heads.mask_pooler.level_poolers]
         assert scales == [1 / shapes[name].stride for name in heads.mask_in_features]
     if isinstance(model, OpenVocabularyRCNN):
-        assert heads.dense_stride == shapes["vlm"].stride
-        assert heads.box_predictor.classifier.embed_dim == shapes["vlm"].channels
+        tower = next(m for m in model.modules() if isinstance(m, ClipVisual))
+        assert heads.dense_stride == tower.stride
+        assert heads.box_predictor.classifier.embed_dim == tower.embed_dim
+        assert ("vlm" in shapes) is (heads.box_predictor.ensemble is not None)

@@ -101,7 +101,7 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"weights": "absent.pth"}, "absent.pth"),
         ({"config": "absent.py"}, "absent.py"),
         ({"threshold": "2"}, "--score-threshold"),
-        ({"override": "model.no_such_key=1"}, "no_such_key"),
+        ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys, change, message):
@@ -123,7 +123,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys
     if "threshold" in change:
         put("--score-threshold", change["threshold"])
     if "override" in change:
-        argv.append(change["override"])
+        argv += ["--opts", change["override"]]
     assert exit_code(lambda: demo.main(argv)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]

@@ -39,6 +39,7 @@ def test_prepare_writes_and_then_uses_again(tmp_path):
         ("prepare_shapes_world.py", ["--train", "many"], "invalid int value: 'many'"),
         ("prepare_shapes_world.py", ["--trian", "1"], "unrecognized arguments: --trian"),
         ("pretrain_clip.py", ["--iterations", "0"], "must be positive"),
+        ("pretrain_clip.py", ["--seed", "-1"], "--seed -1 must not be negative"),
         ("pretrain_clip.py", ["--eval-only", "--weights", "absent.pt"], "absent.pt"),
         ("quickstart.py", ["--fast"], "unrecognized arguments: --fast"),
     ],
@@ -72,3 +73,24 @@ def test_pretraining_writes_weights_that_can_be_measured(tmp_path):
     assert [point["iteration"] for point in curve] == [2]
     again = run(tmp_path, "pretrain_clip.py", "--eval-only", "--weights", weights, "--scenes", 2)
     assert json.loads(again.stdout.splitlines()[-1]) == first
+
+
+def test_quickstart_from_end_to_end_and_again(tmp_path):
+    """A trial of `make demo`: few scenes, two iterations, everything else as it is."""
+    trial = ("--train", 16, "--val", 8, "--max-iter", 2)
+    first = run(tmp_path, "quickstart.py", *trial)
+    assert first.returncode == 0, first.stdout[-1500:] + first.stderr[-1500:]
+    output = tmp_path / "output" / "quickstart"
+    figures = ("seen_ap50_box", "unseen_ap50_box", "seen_ap50_mask", "unseen_ap50_mask")
+    detectors = json.loads((output / "metrics.json").read_text())["detector"]
+    assert {name: tuple(row) for name, row in detectors.items()} == {
+        "closed_set": figures,
+        "clip": figures,
+    }
+    page = (output / "report.html").read_text()
+    assert page.count("<figure>") == len(list((output / "demo").glob("*.png"))) > 0
+    weights = output / "clip" / "model_final.pth"
+    before = weights.stat().st_mtime_ns
+    again = run(tmp_path, "quickstart.py", *trial)
+    assert again.returncode == 0 and again.stdout.count("is complete already") == 2
+    assert weights.stat().st_mtime_ns == before

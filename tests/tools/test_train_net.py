@@ -51,6 +51,7 @@ def tool(capsys, tmp_path):
         (["train.device=tpu9"], "train.device='tpu9'"),
         (["dataloader.train.dataset.names=nowhere"], "Dataset 'nowhere' is not registered"),
         (["dataloader.train.total_batch_size=0"], "total_batch_size=0 cannot be split"),
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["train.init_checkpoint=/no/such.pth"], "checkpoint /no/such.pth does not exist"),
         (["--eval-only", "--resume"], "there is no checkpoint in"),
         (["--num-gpus", "99"], "torchrun --nproc-per-node 99"),

@@ -6,7 +6,8 @@ from torch import nn
 from .fvit import clip, model
 from .fvit_mask import mask_branch
 
-model.backbone.bottom_up.bottom_up.square_size = 0  # no padding to squares
+# no padding to squares; the dense map is not used, see `ensemble` below
+model.backbone.bottom_up.bottom_up.update(square_size=0, dense=False)
 clip.update(model="densedet-tiny", pretrained="shipped", embed_dim=128)
 model.vocabulary.update(name="shapes_world_kind", kind="thing")
 model.embedder.update(templates="single", background=None)

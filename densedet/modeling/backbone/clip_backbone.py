@@ -25,6 +25,7 @@ class ClipBackbone(Backbone):
     Args:
         visual: the tower.
         out_features: names of taps, see `ClipVisual`.
+        dense: give the dense map in evaluation; False where nothing reads it.
         frozen: keep the tower in eval mode and run it without gradient.
         square_size: pad every batch to squares of this side in pixels; 0 pads to the next
             multiple of the stride.
@@ -37,6 +38,7 @@ class ClipBackbone(Backbone):
         self,
         visual: ClipVisual,
         out_features: Sequence[str],
+        dense: bool = True,
         frozen: bool = True,
         square_size: int = 0,
         cache_size: int = 0,
@@ -48,6 +50,7 @@ class ClipBackbone(Backbone):
         if cache_size and not frozen:
             raise ValueError("features can be cached only if the tower is frozen")
         self.visual = visual
+        self.dense = dense
         self.frozen = frozen
         self.square_size = square_size
         self.cache_size = cache_size
@@ -55,8 +58,9 @@ class ClipBackbone(Backbone):
         self._out_features = list(out_features)
         self._out_feature_channels = {n: visual.tap_channels[n] for n in out_features}
         self._out_feature_strides = {n: visual.tap_strides[n] for n in out_features}
-        self._out_feature_channels[DENSE_FEATURE] = visual.embed_dim
-        self._out_feature_strides[DENSE_FEATURE] = visual.stride
+        if dense:
+            self._out_feature_channels[DENSE_FEATURE] = visual.embed_dim
+            self._out_feature_strides[DENSE_FEATURE] = visual.stride
         if frozen:
             visual.requires_grad_(False)
             visual.eval()
@@ -103,7 +107,7 @@ class ClipBackbone(Backbone):
             return self._cached_features(images)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        dense = not self.training
+        dense = self.dense and not self.training
         found = self.visual(images, taps=self._out_features, dense=dense, pooled=False)
         features = dict(found.taps)
         if dense:

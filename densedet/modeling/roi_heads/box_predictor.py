@@ -97,11 +97,16 @@ class OpenVocabularyBoxPredictor(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         """``loss_cls`` (weighted cross-entropy) and Detectron2's ``loss_box_reg``."""
-        losses = super().losses(predictions, proposals)
-        if proposals:
-            labels = cat([p.gt_classes for p in proposals])
-            losses["loss_cls"] = self.classification_loss(predictions[0], labels)
-        return losses
+        logits, deltas = predictions
+        labels = cat([p.gt_classes for p in proposals])
+        proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
+        # an image without annotation has no gt_boxes; its regions are all background
+        truth = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+        truth_boxes = cat([boxes.tensor for boxes in truth])
+        return {
+            "loss_cls": self.classification_loss(logits, labels),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, truth_boxes, deltas, labels),
+        }
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with class weights, divided by the number of regions.

@@ -20,7 +20,8 @@ model.roi_heads.box_predictor.update(
 )
 model.roi_heads.box_predictor.ensemble.update(seen=0.1, unseen=0.6, temperature=50.0)
 
-# 100,170 images / 64 = 1,566 iterations an epoch; 48 epochs, x 0.1 after 32 and 44
+# 100,170 images are listed (those left without annotations are skipped) / 64 = 1,566 iterations an
+# epoch; 48 epochs, x 0.1 after 32 and 44
 train.max_iter = 48 * 1566
 lr_multiplier.milestones = [32 * 1566, 44 * 1566]
 train.eval_period = 0

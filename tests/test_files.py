@@ -1,0 +1,69 @@
+"""Files appear whole or not at all."""
+
+import logging
+import os
+
+import pytest
+import torch
+
+from densedet.clip import ClassEmbeddings, VocabularyEmbedder
+from densedet.errors import DensedetError, OutputError
+from densedet.files import atomic_path
+from densedet.vocabulary import Vocabulary
+
+
+def test_a_block_that_succeeds_replaces_the_file(tmp_path):
+    target = tmp_path / "deep" / "er" / "file.txt"
+    for text in ("one", "two"):
+        with atomic_path(target) as temporary:
+            assert temporary.parent == target.parent and temporary.suffix == ".txt"
+            temporary.write_text(text)
+        assert target.read_text() == text
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyError, OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, error):
+    target = tmp_path / "file.txt"
+    target.write_text("former")
+    with pytest.raises(error) as caught, atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert caught.type is error
+    assert target.read_text() == "former"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for name in ("file/x.json", "folder"):
+        with pytest.raises(OutputError) as caught, atomic_path(tmp_path / name) as temporary:
+            temporary.write_text("whole")
+        assert str(caught.value).startswith(f"{tmp_path / name} cannot be written: ")
+        assert "check the permissions" in str(caught.value)
+        assert isinstance(caught.value, DensedetError) and isinstance(caught.value, OSError)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"), atomic_path(tmp_path / "x"):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
+    (tmp_path / "cache").write_text("")
+    vocabulary = Vocabulary.parse("cat;dog")
+    embedder = VocabularyEmbedder(
+        "densedet-tiny", "shipped", templates="single", cache_dir=tmp_path / "cache"
+    )
+    with caplog.at_level(logging.WARNING, "densedet"):
+        embeddings = embedder(vocabulary)
+    assert isinstance(embeddings, ClassEmbeddings)
+    torch.testing.assert_close(embeddings.vectors.norm(dim=1), torch.ones(2))
+    assert "class embeddings are not cached" in caplog.text
