@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -63,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocabulary", required=True, help='"cat,kitten;remote control", a file or a class list'
     )
+    parser.add_argument(
+        "--show", help="labels to draw and write, joined by ;  (the others still compete)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
     parser.add_argument("--score-threshold", type=float, default=0.3)
     parser.add_argument("--device", default="auto")
@@ -76,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     if not 0.0 <= args.score_threshold <= 1.0:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     vocabulary = Vocabulary.resolve(args.vocabulary)
+    shown = range(len(vocabulary))
+    if args.show is not None:
+        shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
     paths = find_images(args.input)
     for path in paths:  # before anything is written
         read_image(path)
@@ -88,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         image = read_image(path)
         instances = predictor.predict(image)
         instances = instances[instances.scores >= args.score_threshold]
+        instances = instances[torch.isin(instances.pred_classes, torch.tensor(shown))]
         for result in coco_results(instances, number, vocabulary):
             results.append({"file_name": str(path), **result})
         with atomic_path(args.output / f"{path.stem}.png") as temporary:

@@ -96,9 +96,10 @@ class Detector:
 
 
 def show_unseen(output: Path, root: Path) -> list[tuple[Path, str]]:
-    """Detect the unseen words in the first validation scenes that show at least two of them."""
+    """Detect all words in the first validation scenes with two unseen things; show the unseen."""
     things = Vocabulary.named("shapes_world_kind", kind="thing")
     unseen = [category.label for category in things if not category.seen]
+    asked = ("--vocabulary", ";".join(things.labels), "--show", ";".join(unseen))
     truth = json.loads((root / "shapes_world/annotations/instances_val.json").read_text())
     ids = {c["id"] for c in truth["categories"] if c["name"] in unseen}
     counts: dict[int, int] = {}
@@ -111,7 +112,7 @@ def show_unseen(output: Path, root: Path) -> list[tuple[Path, str]]:
         *("--config-file", DETECTORS["clip"]),
         *("--weights", str(output / "clip/model_final.pth")),
         *("--input", *(str(root / "shapes_world/val" / name) for name in chosen)),
-        *("--vocabulary", ";".join(unseen), "--output", str(output / "demo")),
+        *(*asked, "--score-threshold", "0.2", "--output", str(output / "demo")),
     )
     return [(output / "demo" / Path(name).with_suffix(".png"), name) for name in chosen]
 

@@ -83,6 +83,20 @@ def test_pictures_and_json(demo, folder, tmp_path):
     assert min(drawn.shape[:2]) >= 640 and np.abs(drawn.astype(int) - plain).max() > 50
 
 
+def test_words_that_are_not_shown_compete(demo, folder, tmp_path):
+    def scores(*extra, words="red star;blue ring"):
+        argv = arguments(folder, tmp_path / "out", folder / "in" / "0.jpg", vocabulary=words)
+        assert demo.main([*argv, *extra]) == 0
+        found = json.loads((tmp_path / "out" / "detections.json").read_text())
+        return [r["label"] for r in found], [r["score"] for r in found]
+
+    labels, both = scores()
+    only, shown = scores("--show", "red star")
+    assert set(labels) == {"red star", "blue ring"} and set(only) == {"red star"}
+    assert shown == [s for s, label in zip(both, labels, strict=True) if label == "red star"]
+    assert max(scores(words="red star")[1]) > max(shown)
+
+
 def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
     (tmp_path / "words.txt").write_text("red star\nblue ring,blue hoop\n")
     words = str(tmp_path / "words.txt")
@@ -100,6 +114,7 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"vocabulary": "red star;red star"}, "red star"),
         ({"weights": "absent.pth"}, "absent.pth"),
         ({"config": "absent.py"}, "absent.py"),
+        ({"show": "green star"}, "green star"),
         ({"threshold": "2"}, "--score-threshold"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),
     ],
@@ -116,6 +131,8 @@ def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys
         put("--input", str(tmp_path / change["input"]))
     if "vocabulary" in change:
         put("--vocabulary", change["vocabulary"])
+    if "show" in change:
+        argv += ["--show", change["show"]]
     if "weights" in change:
         put("--weights", str(tmp_path / change["weights"]))
     if "config" in change:
