@@ -42,6 +42,6 @@ def draw_detections(
         masks=masks,
         labels=texts,
         assigned_colors=[label_colour(name) for name in names],
-        alpha=0.35,
+        alpha=0.2,
     )
     return drawn.get_image()
