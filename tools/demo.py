@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0.0 <= args.score_threshold <= 1.0:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     vocabulary = Vocabulary.resolve(args.vocabulary)
-    shown = range(len(vocabulary))
+    shown = list(range(len(vocabulary)))
     if args.show is not None:
         shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
     paths = find_images(args.input)
