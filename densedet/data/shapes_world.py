@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from densedet.data.catalog import register_coco_format
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
-from densedet.errors import DatasetError
+from densedet.errors import DatasetError, OutputError
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def write_shapes_world(
 
     Raises:
         DatasetError: a count is negative, or the folder holds something else and ``force`` is off.
+        OutputError: the folder cannot be written.
     """
     _check_recipe(recipe)
     target = Path(root) / FOLDER
@@ -96,6 +97,17 @@ def write_shapes_world(
                 f"{target} holds another data set than the one asked for; choose another root "
                 "or replace it with --force"
             )
+    try:
+        _write_all(target, recipe)
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror or error}; choose another root, or check "
+            "permissions and free space"
+        ) from error
+    return target
+
+
+def _write_all(target: Path, recipe: ShapesWorldRecipe) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=target.parent) as temporary:
         folder = Path(temporary) / FOLDER
@@ -107,7 +119,6 @@ def write_shapes_world(
         if target.exists():
             shutil.rmtree(target)
         os.replace(folder, target)
-    return target
 
 
 def read_recipe(root: str | os.PathLike[str]) -> ShapesWorldRecipe | None:

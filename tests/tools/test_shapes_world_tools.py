@@ -51,6 +51,14 @@ def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, tool, arguments, mes
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
+def test_a_root_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused = run(tmp_path, "prepare_shapes_world.py", "--root", "file", "--train", 1, "--val", 1)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "cannot be written" in refused.stderr.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_another_data_set_is_not_overwritten(tmp_path):
     run(tmp_path, "prepare_shapes_world.py", "--train", 1, "--val", 1)
     refused = run(tmp_path, "prepare_shapes_world.py", "--train", 2, "--val", 1)
