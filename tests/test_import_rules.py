@@ -26,7 +26,7 @@ ALLOWED = {
     "weights": BASE,
     "vocabulary": BASE,
     "clip": BASE | {"weights", "vocabulary"},
-    "regions": BASE,
+    "regions": BASE | {"weights"},
     "compat": BASE,
     "model_zoo": BASE,
     "modeling": ENCODERS | {"compat"},
