@@ -71,6 +71,21 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: object
     Args:
         module: the receiver; values are copied into its parameters and buffers, keeping their
             dtype.
+        state: names -> tensors, as for :func:`fit_strictly`.
+        source: what to call the weights in the message (usually the file).
+
+    Raises:
+        CheckpointError: names the missing, the unexpected and the differently shaped keys.
+    """
+    # What is shared may have one of its names.
+    module.load_state_dict(fit_strictly(module, state, source), strict=False)
+
+
+def fit_strictly(module: nn.Module, state: Mapping[str, Tensor], source: object) -> StateDict:
+    """Return ``state`` in the shapes of ``module``, which is not changed (and may be on "meta").
+
+    Args:
+        module: what the names and shapes are compared with.
         state: names -> tensors; an array of one element fits any other shape of one element. Of
             a parameter that the module holds under two names, one is enough.
         source: what to call the weights in the message (usually the file).
@@ -96,7 +111,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: object
             f"{source}: does not fit {type(module).__name__}, nothing was loaded; "
             f"{'; '.join(found)}. Choose the model that the weights belong to"
         )
-    module.load_state_dict(fitted, strict=False)  # what is shared may have one of its names
+    return fitted
 
 
 def _fitted(tensor: Tensor, own: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from densedet.clip.checkpoints import read_state_dict
 from densedet.clip.class_embeddings import ClassEmbeddings, VocabularyEmbedder
+from densedet.clip.convert import read_clip, to_released, write_open_clip, write_released
+from densedet.clip.export import export_clip
 from densedet.clip.factory import (
     build_text_encoder,
     build_visual,
@@ -11,6 +13,7 @@ from densedet.clip.factory import (
     load_checkpoint,
 )
 from densedet.clip.text import TextEncoder
+from densedet.clip.trainable import unlock
 from densedet.clip.visual import ClipVisual, VisualFeatures
 
 __all__ = [
@@ -24,6 +27,12 @@ __all__ = [
     "create_clip",
     "create_text_encoder",
     "create_visual",
+    "export_clip",
     "load_checkpoint",
+    "read_clip",
     "read_state_dict",
+    "to_released",
+    "unlock",
+    "write_open_clip",
+    "write_released",
 ]

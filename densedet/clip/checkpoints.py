@@ -1,20 +1,24 @@
 """Reading CLIP weights: every released format becomes a state dict with open_clip's names.
 
 Formats: open_clip (safetensors or torch files), OpenAI CLIP (TorchScript archives and their state
-dicts), EVA-CLIP (``EVA02_CLIP_*.pt``) and CLIPSelf (arXiv 2310.01403; a training checkpoint around
-EVA-CLIP keys). No file is ever allowed to run Python code.
+dicts), EVA-CLIP (``EVA02_CLIP_*.pt``), CLIPSelf (arXiv 2310.01403; a training checkpoint around
+EVA-CLIP keys), and the checkpoints of densedet's own distillation (the student's image tower). No
+file is ever allowed to run Python code.
 """
 
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from densedet.errors import CheckpointError
+from densedet.errors import CheckpointError, ConfigError
+from densedet.files import atomic_path
 from densedet.weights import (
     PathLike,
     StateDict,
@@ -41,6 +45,25 @@ _EVA_BLOCK_NAMES = (
     (".mlp.w3.", ".mlp.fc2."),
 )
 _EVA_PREFIX, _TIMM_PREFIX = "visual.", "visual.trunk."
+_STUDENT_PREFIX = "student.tower."
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What a file holds: its tensors under open_clip's names, and what is not needed of it.
+
+    Attributes:
+        state: open_clip parameter names -> CPU tensors in the dtype of the file.
+        derived: the entries left out because the architecture determines them (rotary tables of
+            EVA-CLIP, scalars of OpenAI's archives), by the name in the file.
+        eva_clip: whether the file has the names of EVA-CLIP.
+        metadata: of a safetensors file, its own; of a training checkpoint, ``epoch`` and ``name``.
+    """
+
+    state: StateDict
+    derived: StateDict
+    eva_clip: bool
+    metadata: dict[str, str]
 
 
 def read_state_dict(path: PathLike) -> StateDict:
@@ -48,8 +71,8 @@ def read_state_dict(path: PathLike) -> StateDict:
 
     Args:
         path: .safetensors, or a torch file (.pt, .pth, .bin, TorchScript archive). A training
-            checkpoint with the weights under ``state_dict`` and keys that start with ``module.``
-            are understood.
+            checkpoint with the weights under ``state_dict`` or ``model`` and keys that start with
+            ``module.`` are understood; of a distillation's checkpoint the student is read.
 
     Returns:
         open_clip parameter names -> CPU tensors, half precision widened to fp32. The text tower's
@@ -58,25 +81,100 @@ def read_state_dict(path: PathLike) -> StateDict:
     Raises:
         CheckpointError: the file is missing, truncated, needs code to be read, or holds no weights.
     """
+    return {name: _widened(tensor) for name, tensor in read_stored(path).state.items()}
+
+
+def read_stored(path: PathLike) -> StoredWeights:
+    """Read a checkpoint as :func:`read_state_dict` does, but keep its dtypes and remember the rest.
+
+    Raises:
+        CheckpointError: as there.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; check the path or download it")
-    state = _tensors(path, _read_any(path))
+    content, metadata = _read_any(path)
+    state = _tensors(path, content)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    state = {name: t for name, t in state.items() if name not in _ARCHIVE_SCALARS}
-    if is_eva_clip(state):
-        state = from_eva_clip_keys(state)
-    return {name: _widened(tensor) for name, tensor in state.items()}
+    if any(name.startswith(_STUDENT_PREFIX) for name in state):
+        state = {
+            "visual." + name.removeprefix(_STUDENT_PREFIX): tensor
+            for name, tensor in state.items()
+            if name.startswith(_STUDENT_PREFIX)
+        }
+    eva_clip = is_eva_clip(state)
+    names = [n for n in state if n in _ARCHIVE_SCALARS or (eva_clip and "rope." in n)]
+    derived = {name: state.pop(name) for name in names}
+    renamed = from_eva_clip_keys(state) if eva_clip else state
+    return StoredWeights(renamed, derived, eva_clip, metadata)
 
 
-def _read_any(path: Path) -> Any:
+def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, atomically, in the dtypes that it has.
+
+    Of a token table at the top level with rows of zeros (tokens that a training never met), only
+    the other rows are written; `read_state_dict` brings the zeros back.
+
+    Args:
+        path: ends in .safetensors.
+        state: names -> tensors on any device.
+        metadata: strings to keep beside the weights.
+
+    Raises:
+        ConfigError: the path has another suffix.
+        OutputError: the file cannot be written.
+    """
+    require_suffix(path, ".safetensors")
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    kept: dict[str, str] = {}
+    if TOKEN_TABLE in plain:
+        used = plain[TOKEN_TABLE].any(dim=1)
+        if not used.all():
+            plain, kept = keep_token_rows(plain, used.nonzero()[:, 0].tolist())
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt", **metadata, **kept})
+
+
+def require_suffix(path: PathLike, suffix: str) -> None:
+    """Raise ConfigError unless ``path`` ends in ``suffix``, which decides how it is read."""
+    if Path(path).suffix != suffix:
+        raise ConfigError(f"{path}: weights of this format are written to a {suffix} file")
+
+
+def _read_any(path: Path) -> tuple[Any, dict[str, str]]:
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
-        return _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
+        whole = _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
+        return whole, metadata
     if _is_torchscript(path):
-        return _read_torchscript(path)
-    return read_torch_file(path)
+        return _read_torchscript(path), {}
+    content = read_torch_file(path)
+    notes = {}
+    if isinstance(content, Mapping):
+        notes = {
+            k: str(content[k]) for k in ("epoch", "name") if type(content.get(k)) in (int, str)
+        }
+    return content, notes
+
+
+def keep_token_rows(
+    state: Mapping[str, Tensor], ids: Iterable[int]
+) -> tuple[StateDict, dict[str, str]]:
+    """Replace the token table by some of its rows; the others read back as zero.
+
+    Returns:
+        The new state dict, and the metadata that a file of it must have.
+    """
+    rest = dict(state)
+    table = rest.pop(TOKEN_TABLE)
+    rows = torch.tensor(sorted(ids), dtype=torch.long)
+    rest[TOKEN_ROWS] = table[rows].contiguous()
+    rest[TOKEN_IDS] = rows.to(torch.int32)
+    return rest, {"vocab_size": str(table.shape[0])}
 
 
 def _expand_token_rows(state: StateDict, metadata: Mapping[str, str], path: Path) -> StateDict:
@@ -108,16 +206,22 @@ def _read_torchscript(path: Path) -> StateDict:
 
 
 def _tensors(path: Path, content: Any) -> StateDict:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not named weights; "
             "save torch.save(model.state_dict(), path)"
         )
-    state = {k: v for k, v in content.items() if k.removeprefix("module.") not in _ARCHIVE_SCALARS}
+    numbers = [
+        k
+        for k, v in content.items()
+        if k.removeprefix("module.") in _ARCHIVE_SCALARS and not isinstance(v, Tensor)
+    ]
+    state = {name: value for name, value in content.items() if name not in numbers}
     odd = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if odd or not state:
+    if odd or not set(state) - set(_ARCHIVE_SCALARS):
         raise CheckpointError(
             f"{path}: not a state dict, these entries are no tensors: {abbreviated(odd)}; "
             "save torch.save(model.state_dict(), path)"

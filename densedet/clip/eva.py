@@ -49,11 +49,14 @@ class EvaVisual(TokenVisual):
         rope = None if self.rotary is None else self.rotary(grid, tokens.device)
         return self.tower.trunk.blocks[index](tokens, rope=rope)
 
-    def _run_value_path(self, tokens: Tensor) -> Tensor:
+    def _attend_values(self, tokens: Tensor) -> Tensor:
         block = self.tower.trunk.blocks[-1]
         values = _values(block.attn, block.norm1(tokens))
-        tokens = tokens + block.attn.proj(block.attn.norm(values))
-        return tokens + block.mlp(block.norm2(tokens))
+        return block.attn.proj(block.attn.norm(values))
+
+    def _run_mlp(self, tokens: Tensor) -> Tensor:
+        block = self.tower.trunk.blocks[-1]
+        return block.mlp(block.norm2(tokens))
 
     def _project(self, tokens: Tensor) -> Tensor:
         trunk = self.tower.trunk

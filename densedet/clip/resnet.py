@@ -1,12 +1,12 @@
 """OpenAI CLIP ResNets: open_clip's ``ModifiedResNet``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from densedet.clip.position import resample_positions
@@ -44,12 +44,19 @@ class ResNetVisual(ClipVisual):
         needed = len(_STAGES) if dense or pooled else 1 + max(map(_STAGES.index, taps), default=-1)
         maps = images
         for name in _STAGES[:needed]:
-            maps = getattr(self.tower, name)(maps)
+            maps = self._run_stage(getattr(self.tower, name), maps)
             if name in taps:
                 features.taps[name] = maps
         if dense or pooled:
             self._pool(maps, features, dense, pooled)
         return features
+
+    def _run_stage(self, stage: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+        if not (self.checkpointing and isinstance(stage, nn.Sequential)):
+            return stage(maps)
+        for bottleneck in stage:
+            maps = self._checkpointed(bottleneck, maps)
+        return maps
 
     def attend_boxes(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Embed boxes by the attention pool: RoIAlign of layer4 to the native grid, then the pool.

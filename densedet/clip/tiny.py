@@ -25,7 +25,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE
+from densedet.clip.checkpoints import TOKEN_TABLE, keep_token_rows
 from densedet.errors import ConfigError
 from densedet.files import atomic_path
 
@@ -118,13 +118,10 @@ def export_tiny_weights(
         path: the .safetensors file, written atomically.
     """
     state = {name: _plain(tensor) for name, tensor in model.state_dict().items()}
-    table = state.pop(TOKEN_TABLE)
-    size = table.shape[0]
-    ids = torch.tensor(sorted({*map(int, used_token_ids), size - 2, size - 1}))
-    state[TOKEN_ROWS] = table[ids].contiguous()
-    state[TOKEN_IDS] = ids.to(torch.int32)
+    size = state[TOKEN_TABLE].shape[0]
+    state, kept = keep_token_rows(state, {*map(int, used_token_ids), size - 2, size - 1})
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"vocab_size": str(size), "format": "pt"})
+        save_file(state, temporary, metadata={**kept, "format": "pt"})
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """CLIP image towers as dense encoders: one interface over the EVA, ViT and ResNet families."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from densedet.clip.position import Grid
 from densedet.errors import ConfigError
+
+DensePath = Literal["value", "tokens", "values"]
 
 
 @dataclass
@@ -48,6 +52,10 @@ class ClipVisual(nn.Module, ABC):
         pixel_std: RGB standard deviations, on the 0..1 scale.
         tap_channels: channels of every tap.
         tap_strides: pixels per cell of every tap.
+        checkpointing: whether a forward pass with gradients keeps only the input of each block (of
+            a ResNet, of each bottleneck) and computes the rest again in the backward pass: the same
+            results for less memory and about a third more time. Batch norms in training mode would
+            count their statistics twice; keep them in eval mode. False at first.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class ClipVisual(nn.Module, ABC):
         """Wrap ``tower``; the families' constructors take the tower alone and examine it."""
         super().__init__()
         self.tower = tower
+        self.checkpointing = False
         self.stride = stride
         self.embed_dim = embed_dim
         self.tap_channels = tap_channels
@@ -102,6 +111,44 @@ class ClipVisual(nn.Module, ABC):
         embedding = self(images, dense=False).pooled
         assert embedding is not None
         return embedding
+
+    def dense_map(self, images: Tensor, path: DensePath = "value") -> Tensor:
+        """Dense map alone, by one of three ways through the last block.
+
+        Args:
+            images: ``[B, 3, H, W]``, as for `forward`.
+            path: "value", the dense map of `forward`; "tokens", the patch tokens of the ordinary
+                last block, attention included; "values", the attention branch of the value path
+                alone, without residual and MLP, which is the form of MaskCLIP (arXiv 2112.01071).
+                Final norm and projection follow in all three.
+
+        Returns:
+            ``[B, D, h, w]``, a unit vector at each location.
+
+        Raises:
+            ConfigError: the tower has no such path (a ResNet has "value" only).
+            ValueError: as for `forward`.
+        """
+        if path not in get_args(DensePath):
+            raise ConfigError(f"no dense path {path!r}; there are {', '.join(get_args(DensePath))}")
+        if path != "value":
+            return self._other_dense_map(images, path)
+        dense = self(images, pooled=False).dense
+        assert dense is not None
+        return dense
+
+    def _other_dense_map(self, images: Tensor, path: DensePath) -> Tensor:
+        raise ConfigError(
+            f"the dense path {path!r} needs a transformer, this tower is a "
+            f"{type(self.tower).__name__}; use 'value'"
+        )
+
+    def _checkpointed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call ``function``; what it keeps for the backward pass depends on `checkpointing`."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*args)
+        # Only dropout draws random numbers, and only in training mode.
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=self.training)
 
     @abstractmethod
     def _encode(
@@ -149,8 +196,12 @@ class TokenVisual(ClipVisual):
         """An ordinary block, ``[B, 1 + hw, C]`` to the same."""
 
     @abstractmethod
-    def _run_value_path(self, tokens: Tensor) -> Tensor:
-        """The last block with its attention replaced by the value path; tokens do not mix."""
+    def _attend_values(self, tokens: Tensor) -> Tensor:
+        """Attention branch of the last block if every token attended to itself alone."""
+
+    @abstractmethod
+    def _run_mlp(self, tokens: Tensor) -> Tensor:
+        """MLP branch of the last block."""
 
     @abstractmethod
     def _project(self, tokens: Tensor) -> Tensor:
@@ -166,18 +217,37 @@ class TokenVisual(ClipVisual):
         shared = last if value_path or pooled else 1 + max((int(t[5:]) for t in taps), default=-1)
         tokens = self.embed_tokens(images)
         for index in range(shared):
-            tokens = self._run_block(index, tokens, grid)
+            tokens = self._checkpointed(self._run_block, index, tokens, grid)
             if f"block{index}" in taps:
                 features.taps[f"block{index}"] = _to_map(tokens[:, 1:], grid)
         if value_path:
-            patches = self._run_value_path(tokens[:, 1:])
+            patches = self._checkpointed(self._run_value_path, tokens[:, 1:])
             if f"block{last}" in taps:
                 features.taps[f"block{last}"] = _to_map(patches, grid)
             if dense:
-                features.dense = _to_map(F.normalize(self._project(patches), dim=-1), grid)
+                features.dense = self._unit_map(patches, grid)
         if pooled:
-            features.pooled = self._project(self._run_block(last, tokens, grid)[:, 0])
+            tokens = self._checkpointed(self._run_block, last, tokens, grid)
+            features.pooled = self._project(tokens[:, 0])
         return features
+
+    def _run_value_path(self, tokens: Tensor) -> Tensor:
+        """The last block with its attention replaced by the value path; tokens do not mix."""
+        tokens = tokens + self._attend_values(tokens)
+        return tokens + self._run_mlp(tokens)
+
+    def _other_dense_map(self, images: Tensor, path: DensePath) -> Tensor:
+        grid = self._grid(images)
+        tokens = self.embed_tokens(images)
+        for index in range(self.depth if path == "tokens" else self.depth - 1):
+            tokens = self._checkpointed(self._run_block, index, tokens, grid)
+        patches = tokens[:, 1:]
+        if path == "values":
+            patches = self._checkpointed(self._attend_values, patches)
+        return self._unit_map(patches, grid)
+
+    def _unit_map(self, tokens: Tensor, grid: Grid) -> Tensor:
+        return _to_map(F.normalize(self._project(tokens), dim=-1), grid)
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -90,14 +90,17 @@ class VitVisual(TokenVisual):
     def _run_block(self, index: int, tokens: Tensor, grid: Grid) -> Tensor:
         return self.tower.transformer.resblocks[index](tokens)
 
-    def _run_value_path(self, tokens: Tensor) -> Tensor:
+    def _attend_values(self, tokens: Tensor) -> Tensor:
         block = self.tower.transformer.resblocks[-1]
         attention = block.attn
         width = tokens.shape[-1]
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[-width:]
         values = F.linear(block.ln_1(tokens), attention.in_proj_weight[-width:], bias)
-        tokens = tokens + block.ls_1(attention.out_proj(values))
-        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        return block.ls_1(attention.out_proj(values))
+
+    def _run_mlp(self, tokens: Tensor) -> Tensor:
+        block = self.tower.transformer.resblocks[-1]
+        return block.ls_2(block.mlp(block.ln_2(tokens)))
 
     def _project(self, tokens: Tensor) -> Tensor:
         return self.tower.ln_post(tokens) @ self.tower.proj

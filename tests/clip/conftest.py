@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.factory import _MODEL_CONFIGS
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from timm.layers import LayerNorm
+from timm.models._registry import _model_entrypoints
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -40,19 +42,9 @@ def _finished(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _eva(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
-    stand_in = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
-    model = CustomTextCLIP(vision["embed"], stand_in, _text_cfg(text))
-    with torch.device("meta"):
-        model.visual = TimmModel(
-            "eva02_base_patch16_clip_224",
-            vision["embed"],
-            image_size=vision["image"],
-            pool="token",
-            proj=None,
-        )
+def _eva_trunk(vision: dict[str, Any]) -> Eva:
     side = vision["pt_hw_seq_len"]
-    model.visual.trunk = Eva(
+    return Eva(
         img_size=vision["image"],
         patch_size=vision["patch"],
         num_classes=vision["embed"],
@@ -69,11 +61,25 @@ def _eva(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
         ref_feat_shape=(side, side),
         norm_layer=partial(LayerNorm, eps=vision["norm_eps"]),
     )
+
+
+def _eva(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
+    stand_in = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
+    model = CustomTextCLIP(vision["embed"], stand_in, _text_cfg(text))
+    with torch.device("meta"):
+        model.visual = TimmModel(
+            "eva02_base_patch16_clip_224",
+            vision["embed"],
+            image_size=vision["image"],
+            pool="token",
+            proj=None,
+        )
+    model.visual.trunk = _eva_trunk(vision)
     return _finished(model)
 
 
-def _vit(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
-    vision_cfg = {
+def _vit_cfg(vision: dict[str, Any]) -> dict[str, Any]:
+    return {
         "image_size": vision["image"],
         "patch_size": vision["patch"],
         "width": vision["width"],
@@ -81,17 +87,23 @@ def _vit(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
         "layers": vision["depth"],
         "mlp_ratio": vision.get("mlp_ratio", 4),
     }
-    return _finished(CLIP(vision["embed"], vision_cfg, _text_cfg(text), quick_gelu=True))
 
 
-def _resnet(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
-    vision_cfg = {
+def _vit(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
+    return _finished(CLIP(vision["embed"], _vit_cfg(vision), _text_cfg(text), quick_gelu=True))
+
+
+def _resnet_cfg(vision: dict[str, Any]) -> dict[str, Any]:
+    return {
         "image_size": vision["image"],
         "width": vision["width"],
         "layers": list(vision["layers"]),
         "head_width": vision["width"] * 32 // vision["heads"],
     }
-    return _finished(CLIP(vision["embed"], vision_cfg, _text_cfg(text), quick_gelu=True))
+
+
+def _resnet(vision: dict[str, Any], text: dict[str, Any]) -> nn.Module:
+    return _finished(CLIP(vision["embed"], _resnet_cfg(vision), _text_cfg(text), quick_gelu=True))
 
 
 FAMILIES = {"eva": (_eva, SMALL_EVA), "vit": (_vit, SMALL_VIT), "resnet": (_resnet, SMALL_RESNET)}
@@ -129,6 +141,33 @@ def make_clip() -> Callable[..., Any]:
         return model
 
     return make
+
+
+@pytest.fixture
+def named_clip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """``named_clip("eva" | "vit" | "resnet", vision=None, text=None)``: register the small model
+    under a name, returned, that ``create_clip`` knows until the end of the test."""
+
+    def register(
+        family: str, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
+    ) -> str:
+        name = f"small-{family}"
+        vision = {**FAMILIES[family][1], **(vision or {})}
+        config: dict[str, Any] = {"embed_dim": vision["embed"]}
+        config["text_cfg"] = _text_cfg(text or SMALL_TEXT)
+        if family == "eva":
+            trunk = "small_eva_trunk"
+            sizes = {"image_size": vision["image"], "timm_pool": "token", "timm_proj": None}
+            config["vision_cfg"] = {"timm_model_name": trunk, **sizes}
+            config["custom_text"] = True
+            monkeypatch.setitem(_model_entrypoints, trunk, lambda **_: _eva_trunk(vision))
+        else:
+            make_config = {"vit": _vit_cfg, "resnet": _resnet_cfg}[family]
+            config |= {"vision_cfg": make_config(vision), "quick_gelu": True}
+        monkeypatch.setitem(_MODEL_CONFIGS, name, config)
+        return name
+
+    return register
 
 
 @pytest.fixture
