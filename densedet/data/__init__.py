@@ -13,29 +13,51 @@ if TYPE_CHECKING:
     from densedet.data.images import read_image
     from densedet.data.loader import build_test_loader, build_train_loader
     from densedet.data.mapper import DetectionMapper
+    from densedet.data.panoptic_format import load_panoptic_format, register_panoptic_format
+    from densedet.data.region_images import (
+        read_proposal_file,
+        register_clipself,
+        register_region_images,
+    )
+    from densedet.data.region_mapper import RegionMapper
+    from densedet.data.region_truth import RegionTruthMapper
     from densedet.data.transforms import large_scale_jitter, resize_longest_side
 
 __all__ = [
     "DetectionMapper",
+    "RegionMapper",
+    "RegionTruthMapper",
     "build_test_loader",
     "build_train_loader",
     "large_scale_jitter",
     "load_coco_format",
+    "load_panoptic_format",
     "read_image",
+    "read_proposal_file",
     "register_all",
+    "register_clipself",
     "register_coco_format",
+    "register_panoptic_format",
+    "register_region_images",
     "resize_longest_side",
 ]
 
 _MODULES = {
     "DetectionMapper": "mapper",
+    "RegionMapper": "region_mapper",
+    "RegionTruthMapper": "region_truth",
     "build_test_loader": "loader",
     "build_train_loader": "loader",
     "large_scale_jitter": "transforms",
     "load_coco_format": "coco_format",
+    "load_panoptic_format": "panoptic_format",
     "read_image": "images",
+    "read_proposal_file": "region_images",
     "register_all": "catalog",
+    "register_clipself": "region_images",
     "register_coco_format": "catalog",
+    "register_panoptic_format": "panoptic_format",
+    "register_region_images": "region_images",
     "resize_longest_side": "transforms",
 }
 

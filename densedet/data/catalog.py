@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
 from densedet.data.coco_format import coco_records
+from densedet.data.panoptic_format import register_coco_panoptic_regions
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -134,12 +135,12 @@ def register_coco_format(
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
-    """Register OV-COCO and OV-LVIS on the official files in Detectron2's folder layout.
+    """Register OV-COCO, OV-LVIS and COCO panoptic on the official files, in Detectron2's layout.
 
-    Names: ``ov_coco_train_seen``, ``ov_coco_val``, ``ov_lvis_train_seen``, ``ov_lvis_val``. The
-    splits are computed when a data set is loaded; the training sets hold the annotations of seen
-    classes only, under the indices of the whole vocabulary (65 and 1,203 classes). No file is read
-    here, so the data need not be there.
+    Names: ``ov_coco_train_seen``, ``ov_coco_val``, ``ov_lvis_train_seen``, ``ov_lvis_val``,
+    ``coco_panoptic_val``. The splits are computed when a data set is loaded; the training sets
+    hold the annotations of seen classes only, under the indices of the whole vocabulary (65 and
+    1,203 classes). No file is read here, so the data need not be there.
 
     Args:
         root: the folder of the data sets; default is the environment variable
@@ -159,6 +160,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
             hint=entry.hint,
             **entry.options,
         )
+    register_coco_panoptic_regions(folder)
 
 
 def _check_same(name: str, arguments: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ SIZES = {
     "shapes_world": (70, 0),
     "shapes_world_kind": (70, 16),
     "shapes_world_pairs": (70, 16),
+    "shapes_world_held_back": (54, 16),
 }
 
 

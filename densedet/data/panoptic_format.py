@@ -1,0 +1,258 @@
+"""Reading panoptic annotations in COCO's format, with checks that name the faulty record.
+
+Format: https://cocodataset.org/#format-data: a JSON file with the segments of each image, and a PNG
+an image whose colours are the segment ids.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from densedet.data.annotation_file import category_names, read_annotation_file, vocabulary_ids
+from densedet.errors import DatasetError
+from densedet.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+_HINT = (
+    "COCO 2017 (https://cocodataset.org/#download): unpack panoptic_annotations_trainval2017.zip, "
+    "the panoptic_val2017.zip inside it, and val2017.zip so that there are "
+    "<root>/coco/annotations/panoptic_val2017.json, <root>/coco/panoptic_val2017/*.png and "
+    "<root>/coco/val2017/*.jpg, and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+
+
+def load_panoptic_format(
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    panoptic_root: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    hint: str = "",
+) -> list[dict[str, Any]]:
+    """Read a COCO panoptic file into Detectron2's standard panoptic dicts.
+
+    Categories are matched with the vocabulary by name, exactly. In a vocabulary in the order of the
+    category ids, as :meth:`densedet.vocabulary.Vocabulary.from_coco` makes it and the class list
+    "coco_panoptic" is, the index of a category is the rank of its id. Nothing is read from the
+    images or the PNGs.
+
+    Args:
+        json_file: the annotation file.
+        image_root: folder of the images.
+        panoptic_root: folder of the PNGs.
+        vocabulary: gives ``category_id``, the index of the category, things and stuff in one.
+        hint: added to the message if the file is missing: where it comes from.
+
+    Returns:
+        One dict an annotated image, by ascending image id: "file_name", "height", "width",
+        "image_id", "pan_seg_file_name" and "segments_info", in file order (each "id",
+        "category_id", "isthing", "bbox" as x, y, width, height in pixels, "iscrowd").
+
+    Raises:
+        DatasetError: the file is missing, is no JSON or lacks keys; a category is not in the
+            vocabulary, or a thing in one and stuff in the other; an annotation belongs to an
+            unknown image; ids occur twice; a box is not four finite numbers. The message names the
+            file and the record.
+    """
+    return _Reader(Path(json_file), read_annotation_file(json_file, hint), vocabulary).records(
+        image_root, panoptic_root
+    )
+
+
+class _Reader:
+    """The checks on one panoptic file."""
+
+    def __init__(self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+        self.path = path
+        self.vocabulary = vocabulary
+        self.annotations: list[dict[str, Any]] = data["annotations"]
+        self.indices = vocabulary_ids(data, path, vocabulary)
+        self._check_categories(data)
+        self.images: dict[int, dict[str, Any]] = {}
+        for image in data["images"]:
+            self._add_image(image)
+
+    def error(self, record: str, problem: str) -> DatasetError:
+        return DatasetError(f"panoptic file {self.path}: {record} {problem}")
+
+    def _check_categories(self, data: Mapping[str, Any]) -> None:
+        things = {entry["id"]: entry.get("isthing") for entry in data["categories"]}
+        for category_id, name in category_names(data, self.path).items():
+            if category_id not in self.indices:
+                raise self.error(
+                    f"category {name!r}",
+                    f"is not in the vocabulary of {len(self.vocabulary)} categories; give the "
+                    "vocabulary of this file",
+                )
+            kind = self.vocabulary.kinds[self.indices[category_id]]
+            if things[category_id] != int(kind == "thing"):
+                raise self.error(
+                    f"category {name!r}",
+                    f"has isthing={things[category_id]!r}, but is {kind} in the vocabulary; make "
+                    "them agree",
+                )
+
+    def _add_image(self, image: dict[str, Any]) -> None:
+        keys = {"id", "width", "height", "file_name"}
+        if not isinstance(image, dict) or not keys <= image.keys():
+            raise self.error(f"image {image!r}", f"needs {', '.join(sorted(keys))}")
+        if image["id"] in self.images:
+            raise self.error(f"image {image['id']}", "occurs twice; give each image its own id")
+        self.images[image["id"]] = image
+
+    def records(
+        self, image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
+    ) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for annotation in self.annotations:
+            name = self._check_annotation(annotation)
+            image = self.images[annotation["image_id"]]
+            if image["id"] in found:
+                raise self.error(name, "occurs twice; give each image one list of segments")
+            found[image["id"]] = {
+                "file_name": os.path.join(os.fspath(image_root), image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "pan_seg_file_name": os.path.join(
+                    os.fspath(panoptic_root), annotation["file_name"]
+                ),
+                "segments_info": self._segments(annotation, name),
+            }
+        logger.info("%s: %d images, %d of them annotated", self.path, len(self.images), len(found))
+        return [found[i] for i in sorted(found)]
+
+    def _check_annotation(self, annotation: dict[str, Any]) -> str:
+        """What to call it in messages."""
+        keys = {"image_id", "file_name", "segments_info"}
+        if not isinstance(annotation, dict) or not keys <= annotation.keys():
+            raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
+        name = f"the annotation of image {annotation['image_id']}"
+        if annotation["image_id"] not in self.images:
+            raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
+        if not isinstance(annotation["segments_info"], list):
+            raise self.error(name, "has 'segments_info' that is no list")
+        return name
+
+    def _segments(self, annotation: dict[str, Any], name: str) -> list[dict[str, Any]]:
+        segments: dict[int, dict[str, Any]] = {}
+        for entry in annotation["segments_info"]:
+            keys = {"id", "category_id", "bbox"}
+            if not isinstance(entry, dict) or not keys <= entry.keys():
+                raise self.error(f"segment {entry!r} in {name}", f"needs {', '.join(sorted(keys))}")
+            record = f"segment {entry['id']} in {name}"
+            if not isinstance(entry["id"], int) or not 0 <= entry["id"] < 256**3:
+                raise self.error(record, "has an id that no colour of a PNG has; mend it")
+            if entry["id"] in segments:
+                raise self.error(record, "occurs twice; give each segment its own id")
+            index = self.indices.get(entry["category_id"])
+            if index is None:
+                raise self.error(
+                    record, f"has category_id {entry['category_id']}, which 'categories' lacks"
+                )
+            segments[entry["id"]] = {
+                "id": entry["id"],
+                "category_id": index,
+                "isthing": self.vocabulary.kinds[index] == "thing",
+                "bbox": self._box(entry, record),
+                "iscrowd": int(entry.get("iscrowd", 0)),
+            }
+        return list(segments.values())
+
+    def _box(self, entry: dict[str, Any], record: str) -> list[float]:
+        try:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+        except (TypeError, ValueError) as error:
+            raise self.error(
+                record, f"has box {entry['bbox']!r}; give four numbers x, y, width, height"
+            ) from error
+        if not all(map(math.isfinite, (x, y, width, height))) or min(width, height) < 0:
+            raise self.error(
+                record,
+                f"has box {entry['bbox']}, which is not finite or has a negative side; mend it",
+            )
+        return [x, y, width, height]
+
+
+def register_panoptic_format(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    panoptic_root: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    hint: str = "",
+) -> None:
+    """Register a COCO panoptic data set; its file is read when the data set is loaded.
+
+    The metadata are those of Detectron2's panoptic sets, with ``vocabulary`` and ``registration``
+    (the arguments). Things and stuff share the indices of the vocabulary. Loading the data set adds
+    ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``.
+
+    Args:
+        name: name in Detectron2's catalogs.
+        json_file, image_root, panoptic_root, vocabulary, hint: see :func:`load_panoptic_format`.
+
+    Raises:
+        DatasetError: the name is taken by another data set. The same call twice is fine.
+    """
+    arguments: dict[str, Any] = {
+        "json_file": os.fspath(json_file),
+        "image_root": os.fspath(image_root),
+        "panoptic_root": os.fspath(panoptic_root),
+        "vocabulary": vocabulary,
+    }
+    if name in DatasetCatalog:
+        if MetadataCatalog.get(name).get("registration") != arguments:
+            raise DatasetError(
+                f"data set {name!r} is already registered with other files or another vocabulary "
+                f"than {arguments['json_file']}; choose another name, or remove it first with "
+                "DatasetCatalog.remove and MetadataCatalog.remove"
+            )
+        return
+
+    def load() -> list[dict[str, Any]]:
+        reader = _Reader(Path(json_file), read_annotation_file(json_file, hint), vocabulary)
+        for kind in ("thing", "stuff"):
+            ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
+            MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
+        return reader.records(image_root, panoptic_root)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(vocabulary.labels),
+        stuff_classes=list(vocabulary.labels),
+        vocabulary=vocabulary,
+        image_root=arguments["image_root"],
+        panoptic_root=arguments["panoptic_root"],
+        panoptic_json=arguments["json_file"],
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+        registration=arguments,
+    )
+
+
+def register_coco_panoptic_regions(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``coco_panoptic_val``, COCO panoptic val2017 with its 133 categories.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
+
+    Raises:
+        DatasetError: the name is taken by another data set.
+    """
+    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    register_panoptic_format(
+        "coco_panoptic_val",
+        folder / "coco/annotations/panoptic_val2017.json",
+        folder / "coco/val2017",
+        folder / "coco/panoptic_val2017",
+        Vocabulary.named("coco_panoptic"),
+        hint=_HINT,
+    )

@@ -1,0 +1,264 @@
+"""Registering images with region boxes: what CLIPSelf (arXiv 2310.01403) is trained on."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from densedet.data.annotation_file import category_names, read_annotation_file
+from densedet.data.proposal_file import Proposals, read_proposal_file
+from densedet.errors import DatasetError
+
+__all__ = ["Proposals", "read_proposal_file", "register_clipself", "register_region_images"]
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = (
+    "images: train2017.zip of https://cocodataset.org/#download, unpacked to "
+    "<root>/coco/train2017; set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+_COCO_HINT = (
+    "take it from annotations_trainval2017.zip of https://cocodataset.org/#download and put it "
+    f"into <root>/coco/annotations; {_IMAGES}"
+)
+_LVIS_HINT = (
+    "take LVIS v1 from https://www.lvisdataset.org/dataset and put it into <root>/lvis; " + _IMAGES
+)
+_PROPOSALS_HINT = (
+    "it is the proposals of a detector trained on the base classes, published with CLIPSelf "
+    "(https://github.com/wusize/CLIPSelf): put it, or proposals of your own in COCO's format, into "
+    f"<root>/coco/annotations; {_IMAGES}"
+)
+_LABELS_HINT = (
+    "it holds boxes labelled with 4,764 nouns; make it with tools/make_region_labels.py and put it "
+    f"into <root>/coco/annotations; {_IMAGES}"
+)
+
+
+def register_region_images(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    hint: str = "",
+    proposal_file: str | os.PathLike[str] | None = None,
+    annotated_only: bool = False,
+) -> None:
+    """Register the images of a COCO- or LVIS-format file with the boxes of their annotations.
+
+    The files are read when the data set is loaded. A record has "file_name" (without one in the
+    file, as in LVIS, the last two components of ``coco_url``), "height", "width", "image_id" and
+    "annotations", each "bbox" in XYWH_ABS pixels as in the file, "bbox_mode", "category_id" (the
+    rank of the category's id) and "iscrowd"; masks are left out. Loading sets the metadata
+    ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``; ``json_file`` is always there.
+
+    Args:
+        name: name in Detectron2's catalogs.
+        json_file: the annotation file.
+        image_root: folder of the images.
+        hint: added to the message if the annotation file is missing: where it comes from.
+        proposal_file: gives "proposal_boxes", "proposal_bbox_mode" and, if it has scores,
+            "proposal_objectness_logits"; see :func:`read_proposal_file`. An image that it does not
+            have gets no boxes.
+        annotated_only: leave out the images without an annotation that is not a crowd.
+
+    Raises:
+        DatasetError: the name is taken by another data set. The same call twice is fine. On
+            loading: a file is missing or damaged, or a record is wrong; the message names them.
+    """
+    arguments = {
+        "json_file": os.fspath(json_file),
+        "image_root": os.fspath(image_root),
+        "proposal_file": None if proposal_file is None else os.fspath(proposal_file),
+        "annotated_only": annotated_only,
+    }
+    if name in DatasetCatalog:
+        if MetadataCatalog.get(name).get("registration") != arguments:
+            raise DatasetError(
+                f"data set {name!r} is already registered, but not with {arguments}; choose "
+                "another name, or remove it first with DatasetCatalog.remove and "
+                "MetadataCatalog.remove"
+            )
+        return
+
+    def load() -> list[dict[str, Any]]:
+        reader = _Reader(Path(json_file), read_annotation_file(json_file, hint))
+        MetadataCatalog.get(name).set(
+            thing_classes=reader.classes, thing_dataset_id_to_contiguous_id=reader.indices
+        )
+        records = reader.records(image_root, annotated_only)
+        if proposal_file is not None:
+            _add_proposals(records, read_proposal_file(proposal_file), proposal_file)
+        return records
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=arguments["json_file"],
+        image_root=arguments["image_root"],
+        registration=arguments,
+    )
+
+
+def register_clipself(root: str | os.PathLike[str] | None = None) -> None:
+    """Register the training sets of CLIPSelf's released models, in Detectron2's folder layout.
+
+    ``clipself_coco_train`` and ``clipself_lvis_train``: all images, for grid patches.
+    ``clipself_coco_proposals``: region proposals as annotations. ``clipself_coco_regionclip``:
+    boxes with labels for the RegionCLIP baseline, which uses the images with boxes only. No file is
+    read here, so the data need not be there.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets".
+
+    Raises:
+        DatasetError: one of the names is taken by another data set.
+    """
+    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    coco = folder / "coco"
+    for name, file, images, hint in (
+        (
+            "clipself_coco_train",
+            coco / "annotations/instances_train2017.json",
+            coco / "train2017",
+            _COCO_HINT,
+        ),
+        ("clipself_lvis_train", folder / "lvis/lvis_v1_train.json", coco, _LVIS_HINT),
+        (
+            "clipself_coco_proposals",
+            coco / "annotations/coco_proposals.json",
+            coco / "train2017",
+            _PROPOSALS_HINT,
+        ),
+        (
+            "clipself_coco_regionclip",
+            coco / "annotations/coco_pseudo_4764.json",
+            coco / "train2017",
+            _LABELS_HINT,
+        ),
+    ):
+        annotated_only = name == "clipself_coco_regionclip"
+        register_region_images(name, file, images, hint, annotated_only=annotated_only)
+
+
+class _Reader:
+    """The checks on one annotation file."""
+
+    def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
+        self.path = path
+        names = category_names(data, path)
+        self.indices = {identifier: rank for rank, identifier in enumerate(sorted(names))}
+        self.classes = [names[identifier] for identifier in self.indices]
+        self.images: list[dict[str, Any]] = data["images"]
+        self.entries: list[dict[str, Any]] = data["annotations"]
+        if not self.images:
+            raise self.error("its list 'images'", "is empty; give a file with images")
+
+    def error(self, record: str, problem: str) -> DatasetError:
+        return DatasetError(f"annotation file {self.path}: {record} {problem}")
+
+    def records(self, root: str | os.PathLike[str], annotated_only: bool) -> list[dict[str, Any]]:
+        """The dicts of the images, by ascending image id."""
+        records: dict[Any, dict[str, Any]] = {}
+        for image in self.images:
+            record = self._record(image, root)
+            if record["image_id"] in records:
+                raise self.error(
+                    f"image {record['image_id']}", "occurs twice; give each image its own id"
+                )
+            records[record["image_id"]] = record
+        for entry in self.entries:
+            annotation = self._annotation(entry)
+            if entry["image_id"] not in records:
+                raise self.error(
+                    _name(entry), "belongs to an image that is not in 'images'; add it or drop this"
+                )
+            records[entry["image_id"]]["annotations"].append(annotation)
+        annotated = {
+            i: r for i, r in records.items() if not all(a["iscrowd"] for a in r["annotations"])
+        }
+        logger.info("%s: %d images, %d with boxes", self.path, len(records), len(annotated))
+        kept = annotated if annotated_only else records
+        return [kept[i] for i in sorted(kept)]
+
+    def _record(self, image: Any, root: str | os.PathLike[str]) -> dict[str, Any]:
+        if not isinstance(image, dict) or not {"id", "width", "height"} <= image.keys():
+            raise self.error(f"image {str(image)[:200]}", "needs 'id', 'width' and 'height'")
+        width, height = image["width"], image["height"]
+        if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+            raise self.error(
+                f"image {image['id']}",
+                f"has size {(width, height)}; width and height are positive whole numbers",
+            )
+        name = image.get("file_name") or "/".join(image.get("coco_url", "").split("/")[-2:])
+        if not name:
+            raise self.error(f"image {image['id']}", "has neither 'file_name' nor a 'coco_url'")
+        return {
+            "file_name": os.path.join(os.fspath(root), name),
+            "height": height,
+            "width": width,
+            "image_id": image["id"],
+            "annotations": [],
+        }
+
+    def _annotation(self, entry: Any) -> dict[str, Any]:
+        if not isinstance(entry, dict):
+            raise self.error(f"annotation {str(entry)[:200]}", "is not an object")
+        missing = {"image_id", "category_id", "bbox"} - entry.keys()
+        if missing:
+            raise self.error(_name(entry), f"lacks {', '.join(sorted(missing))}")
+        if entry["category_id"] not in self.indices:
+            raise self.error(
+                _name(entry), f"has category_id {entry['category_id']}, which 'categories' lacks"
+            )
+        return {
+            "bbox": self._box(entry),
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": self.indices[entry["category_id"]],
+            "iscrowd": int(entry.get("iscrowd", 0)),
+        }
+
+    def _box(self, entry: dict[str, Any]) -> list[float]:
+        try:
+            box = [float(value) for value in entry["bbox"]]
+        except (TypeError, ValueError):
+            box = []
+        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            raise self.error(
+                _name(entry),
+                f"has box {entry['bbox']!r}; give four finite numbers x, y, width, height, the "
+                "last two not negative",
+            )
+        return box
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return f"annotation {entry.get('id', '(without id)')} of image {entry.get('image_id', '?')}"
+
+
+def _add_proposals(
+    records: list[dict[str, Any]],
+    proposals: Mapping[str, Proposals],
+    path: str | os.PathLike[str],
+) -> None:
+    """Put Detectron2's keys for proposals into the records."""
+    nothing = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    missing = sum(str(record["image_id"]) not in proposals for record in records)
+    if missing == len(records):
+        raise DatasetError(
+            f"proposal file {path} has none of the {len(records)} images of the annotation file; "
+            "give the proposals of this data set"
+        )
+    if missing:
+        logger.warning("%s: no proposals for %d of %d images", path, missing, len(records))
+    for record in records:
+        found = proposals.get(str(record["image_id"]), nothing)
+        record["proposal_boxes"] = found.boxes
+        record["proposal_bbox_mode"] = BoxMode.XYXY_ABS
+        if found.scores is not None:
+            record["proposal_objectness_logits"] = found.scores

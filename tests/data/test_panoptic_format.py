@@ -1,0 +1,205 @@
+import copy
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from densedet.data import load_panoptic_format, register_panoptic_format
+from densedet.data.panoptic_format import register_coco_panoptic_regions
+from densedet.errors import DatasetError
+from densedet.vocabulary import Category, Vocabulary
+
+DATA = {
+    "images": [
+        {"id": 9, "file_name": "nine.jpg", "height": 30, "width": 40},
+        {"id": 4, "file_name": "four.jpg", "height": 20, "width": 20},
+        {"id": 5, "file_name": "without.jpg", "height": 20, "width": 20},
+    ],
+    "categories": [
+        {"id": 50, "name": "sky", "isthing": 0},
+        {"id": 7, "name": "dog", "isthing": 1},
+        {"id": 31, "name": "cat", "isthing": 1},
+        {"id": 12, "name": "grass", "isthing": 0},
+    ],
+    "annotations": [
+        {
+            "image_id": 9,
+            "file_name": "nine.png",
+            "segments_info": [
+                {"id": 300, "category_id": 31, "bbox": [1, 2, 3, 4], "iscrowd": 0, "area": 9},
+                {"id": 20, "category_id": 50, "bbox": [0, 0, 40, 10], "iscrowd": 0, "area": 400},
+            ],
+        },
+        {
+            "image_id": 4,
+            "file_name": "four.png",
+            "segments_info": [
+                {"id": 8, "category_id": 7, "bbox": [5, 5, 9, 9], "iscrowd": 1, "area": 81},
+                {"id": 3, "category_id": 12, "bbox": [0, 0, 20, 20], "iscrowd": 0, "area": 99},
+            ],
+        },
+    ],
+}
+
+
+@pytest.fixture
+def data():
+    return copy.deepcopy(DATA)
+
+
+@pytest.fixture
+def write_panoptic(tmp_path):
+    def write(content):
+        path = tmp_path / "panoptic.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def test_categories_get_the_rank_of_their_id(data, write_panoptic):
+    path = write_panoptic(data)
+    vocabulary = Vocabulary.from_coco(path)
+    assert vocabulary.labels == ("dog", "grass", "cat", "sky")
+
+    records = load_panoptic_format(path, "images", "maps", vocabulary)
+
+    assert records == [
+        {
+            "file_name": "images/four.jpg",
+            "height": 20,
+            "width": 20,
+            "image_id": 4,
+            "pan_seg_file_name": "maps/four.png",
+            "segments_info": [
+                {"id": 8, "category_id": 0, "isthing": True, "bbox": [5, 5, 9, 9], "iscrowd": 1},
+                {"id": 3, "category_id": 1, "isthing": False, "bbox": [0, 0, 20, 20], "iscrowd": 0},
+            ],
+        },
+        {
+            "file_name": "images/nine.jpg",
+            "height": 30,
+            "width": 40,
+            "image_id": 9,
+            "pan_seg_file_name": "maps/nine.png",
+            "segments_info": [
+                {"id": 300, "category_id": 2, "isthing": True, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+                {
+                    "id": 20,
+                    "category_id": 3,
+                    "isthing": False,
+                    "bbox": [0, 0, 40, 10],
+                    "iscrowd": 0,
+                },
+            ],
+        },
+    ]
+
+
+def test_the_vocabulary_gives_the_indices_not_the_file(data, write_panoptic):
+    names = (("sky", "stuff"), ("bird", "thing"), ("cat", "thing"), ("dog", "thing"))
+    names += (("grass", "stuff"),)
+    vocabulary = Vocabulary(tuple(Category(name, kind=kind) for name, kind in names))
+    records = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    assert [[s["category_id"] for s in r["segments_info"]] for r in records] == [[3, 4], [2, 0]]
+
+
+def _segment(data):
+    return data["annotations"][1]["segments_info"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["categories"][1].update(name="wolf"), "'wolf'.*not in the vocabulary"),
+        (lambda d: d["categories"][1].update(isthing=0), "'dog' has isthing=0, but is thing"),
+        (lambda d: d["categories"][3].pop("isthing"), "'grass' has isthing=None, but is stuff"),
+        (lambda d: d["images"][1].pop("width"), "image .*'id': 4.* needs .*width"),
+        (lambda d: d["images"][1].update(id=9), "image 9 occurs twice"),
+        (lambda d: d["annotations"][1].update(image_id=77), "image 77 .*not in 'images'"),
+        (lambda d: d["annotations"][1].update(image_id=9), "image 9 occurs twice"),
+        (lambda d: d["annotations"][1].pop("segments_info"), "annotation .*needs .*segments_info"),
+        (lambda d: d["annotations"][1].update(segments_info={}), "image 4 .*no list"),
+        (lambda d: _segment(d).pop("bbox"), "segment .*'id': 8.* of image 4 needs bbox"),
+        (lambda d: _segment(d).update(id=3), "segment 3 in .*image 4 occurs twice"),
+        (lambda d: _segment(d).update(id=256**3), "segment 16777216 in .*image 4 .*no colour"),
+        (lambda d: _segment(d).update(id="8"), "segment 8 in .*image 4 .*no colour"),
+        (lambda d: _segment(d).update(category_id=8), "segment 8 .* category_id 8.*lacks"),
+        (lambda d: _segment(d).update(bbox=[1, 2, 3]), "segment 8 .*four numbers"),
+        (lambda d: _segment(d).update(bbox=[1, 2, float("nan"), 4]), "segment 8 .*not finite"),
+        (lambda d: _segment(d).update(bbox=[1, 2, -3, 4]), "segment 8 .*negative side"),
+        (lambda d: d.pop("images"), "no list 'images'"),
+    ],
+)
+def test_errors_name_the_file_and_the_record(data, write_panoptic, change, message):
+    vocabulary = Vocabulary.from_coco(data)
+    change(data)
+    path = write_panoptic(data)
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_panoptic_format(path, "images", "maps", vocabulary)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_says_where_it_comes_from(data, tmp_path):
+    with pytest.raises(DatasetError, match=r"none.json does not exist; get it there"):
+        load_panoptic_format(
+            tmp_path / "none.json", "", "", Vocabulary.from_coco(data), hint="get it there"
+        )
+
+
+def test_registration_reads_nothing_until_the_data_set_is_loaded(data, tmp_path, write_panoptic):
+    vocabulary = Vocabulary.from_coco(data)
+    arguments = ("mini", tmp_path / "panoptic.json", tmp_path / "i", tmp_path / "m", vocabulary)
+    register_panoptic_format(*arguments)
+    register_panoptic_format(*arguments)
+    with pytest.raises(DatasetError, match="panoptic.json does not exist"):
+        DatasetCatalog.get("mini")
+
+    write_panoptic(data)
+
+    assert [record["image_id"] for record in DatasetCatalog.get("mini")] == [4, 9]
+    metadata = MetadataCatalog.get("mini")
+    assert metadata.vocabulary is vocabulary
+    assert metadata.thing_dataset_id_to_contiguous_id == {7: 0, 31: 2}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {12: 1, 50: 3}
+    DatasetCatalog.get("mini")
+    with pytest.raises(DatasetError, match="'mini' is already registered"):
+        register_panoptic_format("mini", "other.json", *arguments[2:])
+
+
+def test_coco_panoptic_val_is_found_in_its_usual_place(tmp_path):
+    register_coco_panoptic_regions(tmp_path)
+    vocabulary = MetadataCatalog.get("coco_panoptic_val").vocabulary
+    assert (len(vocabulary), vocabulary.kinds.count("thing")) == (133, 80)
+    with pytest.raises(DatasetError, match="panoptic_val2017.json does not exist; COCO 2017"):
+        DatasetCatalog.get("coco_panoptic_val")
+
+    folder = tmp_path / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    categories = [
+        {"id": 200, "name": "rug-merged", "isthing": 0},
+        {"id": 90, "name": "toothbrush", "isthing": 1},
+        {"id": 1, "name": "person", "isthing": 1},
+    ]
+    segments = [{"id": 1, "category_id": c["id"], "bbox": [0, 0, 9, 9]} for c in categories]
+    segments = [{**segment, "id": i} for i, segment in enumerate(segments)]
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 9, "width": 9}],
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
+        "categories": categories,
+    }
+    (folder / "panoptic_val2017.json").write_text(json.dumps(content))
+    (record,) = DatasetCatalog.get("coco_panoptic_val")
+    assert [s["category_id"] for s in record["segments_info"]] == [132, 79, 0]
+    assert record["pan_seg_file_name"] == str(tmp_path / "coco/panoptic_val2017/1.png")
+    assert record["file_name"] == str(tmp_path / "coco/val2017/1.jpg")
+
+
+def test_the_class_list_is_in_the_order_of_the_ids():
+    """So the index in it is the rank of the id among COCO's 133."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    vocabulary = Vocabulary.named("coco_panoptic")
+    entries = sorted(COCO_CATEGORIES, key=lambda entry: entry["id"])
+    assert vocabulary.labels == tuple(entry["name"] for entry in entries)
+    assert vocabulary.kinds == tuple("thing" if e["isthing"] else "stuff" for e in entries)
