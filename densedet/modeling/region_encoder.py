@@ -1,0 +1,158 @@
+"""Embedding given regions of images with a CLIP image tower, in the ways that are compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densedet.clip import ClipVisual
+from densedet.clip.resnet import ResNetVisual
+from densedet.clip.visual import DensePath
+from densedet.clip.vit import VitVisual
+from densedet.errors import ConfigError
+from densedet.regions.crops import (
+    Padding,
+    crop_and_resize,
+    normalise,
+    scale_boxes,
+    whole_image,
+)
+from densedet.regions.pooling import box_masks, pool_boxes, pool_masks
+
+_DENSE_PATHS: dict[str, DensePath] = {
+    "boxes": "value",
+    "masks": "value",
+    "boxes_tokens": "tokens",
+    "boxes_values": "values",
+}
+MODES = (*_DENSE_PATHS, "boxes_attention", "crops")
+_CROPS_AT_ONCE = 64
+
+
+def embed_regions(
+    visual: ClipVisual,
+    samples: Sequence[dict[str, Any]],
+    *,
+    image_size: int,
+    crop_size: int,
+    modes: Sequence[str],
+    crop_padding: Padding = "centre",
+) -> list[dict[str, Tensor]]:
+    """Embed the regions of a batch of images; only what the modes need is computed.
+
+    Images are resized with their longest side to ``image_size`` and padded with black on the right
+    and at the bottom, as the student of CLIPSelf sees them (arXiv 2310.01403). The modes:
+
+    - "boxes": RoIAlign 1x1 of the dense map of the value path.
+    - "masks": mean of the same map over the cells of the mask.
+    - "crops": image embedding of each crop rectangle, resized to ``crop_size``.
+    - "boxes_tokens": RoIAlign of the ordinary tokens of the last block.
+    - "boxes_values": RoIAlign of the projected values of the last block, without its residual and
+      MLP (MaskCLIP, arXiv 2112.01071).
+    - "boxes_attention": a CLS token that sees only the cells of the box (ViT), or the attention
+      pool on the RoI (ResNet).
+
+    Args:
+        visual: the image tower. Neither its mode nor gradients are touched here.
+        samples: what :class:`densedet.data.RegionTruthMapper` makes: "image", "regions", and for
+            the modes of these names "cells" and "crop_rectangles".
+        image_size: side of the square, in pixels; a multiple of the stride.
+        crop_size: side of the square for a crop.
+        modes: of :data:`MODES`.
+        crop_padding: see :func:`densedet.regions.crops.crop_and_resize`.
+
+    Returns:
+        For each image, mode -> ``[K, D]``, not normalised.
+
+    Raises:
+        ConfigError: a mode is unknown, or this tower does not have it.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise ConfigError(f"no region mode {mode!r}; choose from {', '.join(MODES)}")
+    if not samples:
+        return []
+    device = next(visual.parameters()).device
+    images = [sample["image"].to(device) for sample in samples]
+    found: dict[str, list[Tensor]] = {}
+    if "crops" in modes:
+        rectangles = [sample["crop_rectangles"] for sample in samples]
+        found["crops"] = _embed_crops(visual, images, rectangles, crop_size, crop_padding)
+    if set(modes) - {"crops"}:
+        squares = _squares(visual, images, image_size)
+        boxes = [_boxes_in_square(sample, image_size, device) for sample in samples]
+        if "boxes_attention" in modes:
+            found["boxes_attention"] = _attend(visual, squares, boxes)
+        cells = [sample["cells"].to(device) for sample in samples] if "masks" in modes else []
+        found |= _pool_dense_maps(visual, squares, boxes, cells, modes)
+    return [{mode: found[mode][i] for mode in modes} for i in range(len(samples))]
+
+
+def _squares(visual: ClipVisual, images: list[Tensor], size: int) -> Tensor:
+    """Images, longest side to ``size``, padded at the right and the bottom and normalised."""
+    whole = [whole_image(image) for image in images]
+    pixels = crop_and_resize(images, whole, size, "corner")
+    return normalise(pixels, visual.pixel_mean, visual.pixel_std)
+
+
+def _boxes_in_square(sample: dict[str, Any], size: int, device: torch.device) -> Tensor:
+    height, width = sample["image"].shape[1:]
+    return scale_boxes(sample["regions"], (height, width), size).to(device)
+
+
+def _embed_crops(
+    visual: ClipVisual,
+    images: list[Tensor],
+    rectangles: list[Tensor],
+    size: int,
+    padding: Padding,
+) -> list[Tensor]:
+    counts = [len(image_rectangles) for image_rectangles in rectangles]
+    if not sum(counts):
+        return [images[0].new_zeros(0, visual.embed_dim, dtype=torch.float32) for _ in counts]
+    pixels = crop_and_resize(images, rectangles, size, padding)
+    parts = [
+        visual.embed_images(normalise(part, visual.pixel_mean, visual.pixel_std))
+        for part in pixels.split(_CROPS_AT_ONCE)
+    ]
+    return list(torch.cat(parts).split(counts))
+
+
+def _pool_dense_maps(
+    visual: ClipVisual,
+    squares: Tensor,
+    boxes: list[Tensor],
+    cells: list[Tensor],
+    modes: Sequence[str],
+) -> dict[str, list[Tensor]]:
+    counts = [len(image_boxes) for image_boxes in boxes]
+    found = {}
+    for path in dict.fromkeys(_DENSE_PATHS.values()):
+        wanted = [mode for mode in modes if _DENSE_PATHS.get(mode) == path]
+        if not wanted:
+            continue
+        dense = visual.dense_map(squares, path)
+        for mode in wanted:
+            if mode == "masks":
+                pooled = pool_masks(dense, cells)
+            else:
+                pooled = pool_boxes(dense, boxes, visual.stride)
+            found[mode] = list(pooled.split(counts))
+    return found
+
+
+def _attend(visual: ClipVisual, squares: Tensor, boxes: list[Tensor]) -> list[Tensor]:
+    """Image by image: the attention mask of a batch would be padded to its largest image."""
+    if isinstance(visual, ResNetVisual):
+        counts = [len(image_boxes) for image_boxes in boxes]
+        return list(visual.attend_boxes(squares, boxes).split(counts))
+    if not isinstance(visual, VitVisual):
+        raise ConfigError(
+            f"the region mode 'boxes_attention' is not defined for a {type(visual).__name__}; "
+            "leave it out of the modes"
+        )
+    height, width = squares.shape[2] // visual.stride, squares.shape[3] // visual.stride
+    masks = [box_masks(image_boxes, (height, width), visual.stride) for image_boxes in boxes]
+    pairs = zip(squares.split(1), masks, strict=True)
+    return [visual.attend_masks(square, [mask]) for square, mask in pairs]
