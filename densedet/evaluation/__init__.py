@@ -1,4 +1,4 @@
-"""Metrics: open-vocabulary AP on COCO-format data and zero-shot classification.
+"""Metrics: open-vocabulary AP on COCO-format data, zero-shot and region classification.
 
 The names below are looked up when they are first used: zero-shot classification needs no
 Detectron2.
@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from densedet.evaluation.coco import OpenVocabularyCOCOEvaluator, evaluate_coco_detections
     from densedet.evaluation.ground_truth import restrict_ground_truth
     from densedet.evaluation.open_vocabulary import class_ap, open_vocabulary_ap
+    from densedet.evaluation.region_classification import RegionClassificationEvaluator
 
 __all__ = [
     "OpenVocabularyCOCOEvaluator",
+    "RegionClassificationEvaluator",
     "class_ap",
     "evaluate_coco_detections",
     "open_vocabulary_ap",
@@ -22,6 +24,7 @@ __all__ = [
 
 _MODULES = {
     "OpenVocabularyCOCOEvaluator": "coco",
+    "RegionClassificationEvaluator": "region_classification",
     "class_ap": "open_vocabulary",
     "evaluate_coco_detections": "coco",
     "open_vocabulary_ap": "open_vocabulary",

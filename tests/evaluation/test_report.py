@@ -5,7 +5,12 @@ import re
 import numpy as np
 from PIL import Image
 
-from densedet.evaluation.report import build_report, detector_figures, read_curve
+from densedet.evaluation.report import (
+    build_report,
+    detector_figures,
+    read_curve,
+    region_figures,
+)
 
 RESULTS = {
     "bbox": {"AP": 1.0, "AP50-seen": 51.234, "AP50-unseen": float("nan")},
@@ -22,6 +27,11 @@ def test_figures_are_in_percent_and_nan_is_none():
     }
 
 
+def test_region_figures_are_the_top_1_accuracies():
+    results = {"regions": {"boxes_macc1": 12.345, "boxes_macc5": 50.0, "stuff_macc1": float("nan")}}
+    assert region_figures(results) == {"boxes_macc1": 12.35, "stuff_macc1": None}
+
+
 def test_curve_skips_records_without_the_scalar(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 19, "total_loss": 2.5}\n{"iteration": 20, "bbox/AP": 1.0}\n')
@@ -32,10 +42,16 @@ def test_page_is_self_contained(tmp_path):
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(picture)
     figures = detector_figures(RESULTS)
+    regions = {"boxes_macc1": 33.25, "masks_macc1": 2.0, "stuff_macc1": None, "crops_macc1": 77.7}
     page = build_report(
-        {"clip": figures, "<b>": figures}, {"clip": [(0, 2.0), (1, 1.0)]}, [(picture, "x & y")], {}
+        {"clip": figures, "<b>": figures},
+        {"before": regions},
+        {"clip": [(0, 2.0), (1, 1.0)]},
+        [(picture, "x & y")],
+        {},
     )
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>clip</td>" in page and "&lt;b&gt;" in page and "x &amp; y" in page
     assert ">51.2</td>" in page and ">–</td>" in page
+    assert ">33.2</td>" in page and ">77.7</td>" in page
