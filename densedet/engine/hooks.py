@@ -2,12 +2,37 @@
 
 import random
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from torch import nn
+
+
+@runtime_checkable
+class ResultWeights(Protocol):
+    """A hook for a training whose result has other weights than those that train."""
+
+    def evaluation_weights(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Give ``model`` the weights of the result inside a block, in every process."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the result beside a checkpoint in ``folder``; called by rank 0."""
+
+
+@contextmanager
+def evaluation_weights(built: Iterable[HookBase], model: nn.Module) -> Iterator[None]:
+    """Enter ``evaluation_weights(model)`` of every hook that has it."""
+    with ExitStack() as stack:
+        for hook in built:
+            if isinstance(hook, ResultWeights):
+                stack.enter_context(hook.evaluation_weights(model))
+        yield
 
 
 class SeedEveryStep(HookBase):
@@ -53,7 +78,33 @@ class EvalHook(hooks.EvalHook):
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's hook; ``max_to_keep`` also counts the files of the part before a resume."""
+    """Detectron2's hook; ``max_to_keep`` also counts the files of the part before a resume.
+
+    Args:
+        checkpointer: Saves, and knows the model and the folder.
+        period: Iterations between two checkpoints.
+        results: What is exported before each checkpoint, so that a training that is killed between
+            the two does it again.
+        **kwargs: As of Detectron2's hook.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Any,
+        period: int,
+        results: Sequence[ResultWeights] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(checkpointer, period, **kwargs)
+        self.results = results
+
+    def step(self, iteration: int, **kwargs: Any) -> None:
+        """Export and save if it is time."""
+        last = self.max_iter is not None and iteration >= self.max_iter - 1
+        if (iteration + 1) % self.period == 0 or last:
+            for hook in self.results:
+                hook.export(self.checkpointer.model, Path(self.checkpointer.save_dir))
+        super().step(iteration, **kwargs)
 
     def before_train(self) -> None:
         """Find the earlier checkpoints of a training that is resumed."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from torch import nn
 
@@ -55,3 +56,91 @@ def get_parameters(
             decay = {"weight_decay": weight_decay_1d} if parameter.ndim < 2 else {}
             split.append({**group, **decay, "params": [parameter]})
     return reduce_param_groups(split)
+
+
+def muon_parameters(model: nn.Module, blocks: str, **options: Any) -> list[dict[str, Any]]:
+    """Groups for :class:`MuonAdamW`: the weight matrices of transformer blocks go to Muon.
+
+    Args:
+        model: frozen parameters are left out.
+        blocks: part of the names of the parameters that belong to blocks, e.g. "resblocks".
+        **options: of :func:`get_parameters`, for the other parameters.
+
+    Raises:
+        ConfigError: no trainable matrix has such a name.
+    """
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and blocks in name
+    ]
+    if not matrices:
+        raise ConfigError(f"muon_parameters: no trainable matrix has {blocks!r} in its name")
+    chosen = {id(parameter) for parameter in matrices}
+    rest = []
+    for group in get_parameters(model, **options):
+        others = [p for p in group["params"] if id(p) not in chosen]
+        if others:
+            rest.append({**group, "params": others})
+    return [{"params": matrices, "muon": True}, *rest]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """``torch.optim.Muon`` for the matrices of transformer blocks and ``AdamW`` for the rest.
+
+    Args:
+        params: groups; those with ``muon=True`` (:func:`muon_parameters`) are Muon's.
+        lr: learning rate of AdamW.
+        muon_lr: learning rate of Muon.
+        weight_decay: of both, where a group has no other.
+        betas: of AdamW.
+        muon_momentum: of Muon.
+
+    Muon is described by Jordan et al. (2024); torch's implementation is used.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        lr: float = 1e-3,
+        muon_lr: float = 0.02,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        muon_momentum: float = 0.95,
+    ) -> None:
+        muon = [{"params": g["params"]} for g in params if g.get("muon")]
+        adamw = [g for g in params if not g.get("muon")]
+        self._parts: list[torch.optim.Optimizer] = []
+        if muon:
+            options = {"weight_decay": weight_decay, "momentum": muon_momentum}
+            self._parts.append(torch.optim.Muon(muon, lr=muon_lr, **options))
+        if adamw:
+            options = {"weight_decay": weight_decay, "betas": tuple(betas)}
+            self._parts.append(torch.optim.AdamW(adamw, lr=lr, **options))
+        super().__init__([g for part in self._parts for g in part.param_groups], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """Have the groups of the parts as this optimizer's own, so that schedulers reach them."""
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Take one step of both; a closure is not supported."""
+        if closure is not None:
+            raise ValueError("MuonAdamW takes no closure")
+        for part in self._parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both parts."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        states = state_dict.get("parts", [])
+        if len(states) != len(self._parts):
+            raise ValueError(f"{len(states)} states for {len(self._parts)} optimizers")
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
+        self._share_groups()

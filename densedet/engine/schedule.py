@@ -1,6 +1,7 @@
 """Learning-rate multipliers in iterations, on fvcore's schedulers (which count in fractions)."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 from detectron2.solver import WarmupParamScheduler
@@ -85,3 +86,29 @@ def _steps(max_iter: int, milestones: list[int], gamma: float) -> ParamScheduler
         milestones=milestones,
         num_updates=max_iter,
     )
+
+
+class ClipCosine(ParamScheduler):
+    """The schedule of open_clip, which CLIPSelf (arXiv 2310.01403) uses.
+
+    At iteration ``i`` it is ``(i + 1) / warmup_iters`` before ``warmup_iters``, then half a cosine
+    from 1 to 0 over the iterations that remain.
+
+    Raises:
+        ConfigError: ``max_iter`` is not longer than the warm-up.
+    """
+
+    def __init__(self, max_iter: int, warmup_iters: int = 1000) -> None:
+        if not 0 <= warmup_iters < max_iter:
+            raise ConfigError(
+                f"schedule: a warm-up of {warmup_iters} iterations does not fit into {max_iter}"
+            )
+        self.max_iter, self.warmup_iters = max_iter, warmup_iters
+
+    def __call__(self, where: float) -> float:
+        """The multiplier at the fraction ``where`` (0..1) of the training."""
+        iteration = round(where * self.max_iter)
+        if iteration < self.warmup_iters:
+            return (iteration + 1) / self.warmup_iters
+        done = (iteration - self.warmup_iters) / (self.max_iter - self.warmup_iters)
+        return (1 + math.cos(math.pi * done)) / 2

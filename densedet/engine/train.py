@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,21 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densedet import compat
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build, load_config
-from densedet.engine.hooks import EvalHook, PeriodicCheckpointer, SeedEveryStep, seed_everything
+from densedet.engine.hooks import (
+    EvalHook,
+    PeriodicCheckpointer,
+    ResultWeights,
+    SeedEveryStep,
+    evaluation_weights,
+    seed_everything,
+)
 from densedet.engine.launch import resolve_device
 from densedet.engine.options import TrainOptions, train_options
 from densedet.engine.trainer import Trainer, check_precision
@@ -80,7 +88,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     device = _prepare(cfg, options)
     check_precision(device, options.dtype)
     if comm.is_main_process():
-        LazyConfig.save(cfg, os.path.join(options.output_dir, "config.yaml"))
+        _save_config(cfg, options.output_dir)
     model = build(cfg.model, "model").to(device)
     check_vocabulary(cfg, model, "train")
     check_vocabulary(cfg, model, "test")
@@ -96,11 +104,12 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     )
     checkpointer = Checkpointer(model, options.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
-    trainer.register_hooks(_build_hooks(cfg, options, model, checkpointer, results))
+    own_hooks = _build_own_hooks(options)
+    trainer.register_hooks(_build_hooks(cfg, options, own_hooks, model, checkpointer, results))
     start = _load_start(checkpointer, trainer, options.init_checkpoint, resume)
     if start >= options.max_iter:
         logger.info("All %d iterations are done already: only evaluating", options.max_iter)
-        return do_test(cfg, model)
+        return do_test(cfg, model, own_hooks)
     _position(loader, start, options.seed)
     if comm.is_main_process():
         writers = build_writers(options.output_dir, start, options.max_iter)
@@ -140,11 +149,16 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
     if not path:
         logger.warning("No checkpoint (train.init_checkpoint): evaluating the model as it is built")
     checkpointer.load(path, checkpointables=[])
-    return do_test(cfg, model)
+    return do_test(cfg, model, _build_own_hooks(options))
 
 
-def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+def do_test(
+    cfg: DictConfig, model: nn.Module, own_hooks: Sequence[HookBase] = ()
+) -> dict[str, Any]:
     """Run ``dataloader.evaluator`` on ``dataloader.test`` and write ``results.json``.
+
+    Args:
+        own_hooks: Those of ``train.hooks``; the model has their ``evaluation_weights`` meanwhile.
 
     Returns:
         The results; {} on ranks other than 0, or if the config has no evaluator.
@@ -156,7 +170,8 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     loader = build(cfg.dataloader.test, "dataloader.test")
     evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
-    results = inference_on_dataset(bare, loader, evaluator)
+    with evaluation_weights(own_hooks, bare):
+        results = inference_on_dataset(bare, loader, evaluator)
     if not comm.is_main_process():
         return {}
     print_csv_format(results)
@@ -247,6 +262,14 @@ def _prepare(cfg: DictConfig, options: TrainOptions) -> torch.device:
     return device
 
 
+def _save_config(cfg: DictConfig, folder: str) -> None:
+    try:
+        LazyConfig.save(cfg, os.path.join(folder, "config.yaml"))
+    except OmegaConfBaseException as error:
+        text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ConfigError(f"the config cannot be resolved: {text}") from error
+
+
 def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
     missing = [f"{prefix}{key}" for key in keys if key not in cfg]
     if missing:
@@ -287,26 +310,32 @@ def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer
     return build(node, "optimizer")
 
 
+def _build_own_hooks(options: TrainOptions) -> list[HookBase]:
+    return [build(hook, f"train.hooks.{number}") for number, hook in enumerate(options.hooks)]
+
+
 def _build_hooks(
     cfg: DictConfig,
     options: TrainOptions,
+    own_hooks: list[HookBase],
     model: nn.Module,
     checkpointer: Checkpointer,
     results: dict[str, Any],
 ) -> list[HookBase]:
     def test() -> dict[str, Any]:
         results.clear()
-        results.update(do_test(cfg, model))
+        results.update(do_test(cfg, model, own_hooks))
         return results
 
     built: list[HookBase] = [
         hooks.IterationTimer(),
         SeedEveryStep(options.seed),
         hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
+        *own_hooks,
     ]
-    built += [build(hook, f"train.hooks.{number}") for number, hook in enumerate(options.hooks)]
     if comm.is_main_process():
-        built.append(PeriodicCheckpointer(checkpointer, **options.checkpointer))
+        exported = [hook for hook in own_hooks if isinstance(hook, ResultWeights)]
+        built.append(PeriodicCheckpointer(checkpointer, results=exported, **options.checkpointer))
     return [*built, EvalHook(options.eval_period, test)]
 
 

@@ -97,3 +97,10 @@ def test_sync_norm_is_refused_in_several_processes_on_the_cpu():
     check_sync_norm(model, cpu, 1)
     check_sync_norm(model, torch.device("cuda", 0), 2)
     check_sync_norm(nn.Sequential(get_norm("BN", 4), get_norm("GN", 32)), cpu, 2)
+
+
+def test_an_interpolation_that_leads_nowhere_is_named(load_tiny, tmp_path):
+    cfg = load_tiny("plain", f"train.output_dir={tmp_path}")
+    cfg.lr_multiplier.max_iter = "${nothing.here}"
+    with pytest.raises(ConfigError, match="config cannot be resolved: .*nothing.*lr_multiplier"):
+        train(cfg)

@@ -1,0 +1,122 @@
+"""tools/benchmark.py on tiny sizes; how fast anything is, is not asserted."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from densedet.cli import exit_code
+from tools import benchmark
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/benchmarks.md"
+QUICK = ["--device", "cpu", "--threads", "1", "--repeats", "2", "--warmup", "1"]
+TINY = ["--model", "densedet-tiny", "--image-size", "64", "--images", "2", "--workers", "0"]
+SMALL = {
+    "pool": ["--channels", "8", "--grid", "8", "--split", "2"],
+    "crops": ["--images", "2", "--height", "40", "--width", "56", "--image-size", "64"],
+    "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
+}
+
+
+def page_commands():
+    """The commands of docs/benchmarks.md, as lists of words."""
+    text = "".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(), flags=re.DOTALL))
+    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The tool sets the number of threads; put it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def check_pool(found):
+    assert found["forward"]["speedup"] > 0 and found["forward_backward"]["speedup"] > 0
+    assert found["boxes"] == 8 and found["largest_difference"] < 0.05
+
+
+def check_crops(found):
+    assert found["loader"]["speedup"] > 0 and found["device_ms"]["ours"] > 0
+    assert found["largest_difference"] <= 1
+
+
+def check_distill(found):
+    assert found["speedup"] > 0 and found["losses_agree"] is True
+    assert found["matrix_share"]["ours"] > 0 and found["images_per_s"]["ours"] > 0
+    assert min(found["peak_memory"].values()) > 1e8
+
+
+def check_memory(found):
+    assert -100 < found["reduction"] < 100 and found["batch"] == 1
+
+
+CHECKS = {"pool": check_pool, "crops": check_crops, "distill": check_distill}
+
+
+@pytest.mark.parametrize("command", page_commands(), ids=" ".join)
+def test_commands_of_the_page(tmp_path, capsys, command):
+    """Each as it stands in docs/benchmarks.md, then made small, on the CPU."""
+    assert command[:2] == ["python", "tools/benchmark.py"]
+    file = tmp_path / "figures" / "out.json"
+    arguments = [*command[2:], *SMALL[command[2]], *QUICK, "--json", str(file)]
+    assert benchmark.main(arguments) == 0
+    name = "memory" if "--memory" in command else command[2]
+    machine_line, _note, header, *lines = capsys.readouterr().out.splitlines()
+    assert machine_line.startswith(f"{name}: ") and ", 1 threads, " in machine_line
+    assert header.split() == ["what", "ours", "reference", "ratio"] and lines
+    content = json.loads(file.read_text())
+    assert set(content) == {"machine", name}
+    assert content["machine"]["threads"] == 1 and content["machine"]["device"] == "cpu"
+    {**CHECKS, "memory": check_memory}[name](content[name])
+
+
+def test_every_benchmark_is_on_the_page():
+    assert {command[2] for command in page_commands()} == set(SMALL)
+    assert any("--memory" in command for command in page_commands())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: benchmark"),
+        (["pol"], "invalid choice: 'pol'"),
+        (["pool", "--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["pool", "--grid", "-4"], "--grid -4 must be at least 1"),
+        (["crops", "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["crops", "--images", "0"], "--images 0 must be at least 1"),
+        (["distill", "--device", "cpu", "--precision", "fp16"], "fp16 needs a CUDA device"),
+        (["distill", "--model", "no-such-clip"], "no CLIP architecture named 'no-such-clip'"),
+        (["distill", "--model", "densedet-tiny", "--image-size", "1"], "no multiple of 8"),
+        (["distill", "--batch", "0"], "--batch 0 must be at least 1"),
+    ],
+)
+def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
+    extra = ["--json", str(tmp_path / "out.json")] if arguments else []
+    assert exit_code(lambda: benchmark.main([*arguments, *extra])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_a_user_runs_it(tmp_path):
+    """A file that cannot be written is refused before anything is measured."""
+    (tmp_path / "file").write_text("mine")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/benchmark.py", "pool", "--json", "file/out.json"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
