@@ -1,4 +1,4 @@
-"""The main job: data, two trainings, their evaluation, pictures, output/quickstart/report.html.
+"""The main job: data, CLIPSelf, three detectors, pictures, output/quickstart/report.html.
 
 What is there already and was made from the same inputs is used again.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,15 +19,24 @@ from densedet import model_zoo
 from densedet.cli import ToolParser, run_tool
 from densedet.data.shapes_world import ShapesWorldRecipe, read_recipe, write_shapes_world
 from densedet.errors import DensedetError
-from densedet.evaluation.report import build_report, detector_figures, read_curve
+from densedet.evaluation.report import (
+    build_report,
+    detector_figures,
+    read_curve,
+    region_figures,
+)
 from densedet.files import atomic_path
 from densedet.vocabulary import Vocabulary
 
 TOOLS = Path(__file__).resolve().parent
+DISTILLATION = "projects/clipself/configs/quickstart.py"
+DISTILLED = "clipself.safetensors"
 DETECTORS = {
     "closed_set": "projects/fvit/configs/quickstart_closed_set.py",
     "clip": "projects/fvit/configs/quickstart.py",
+    "clipself": "projects/clipself/configs/quickstart_detector.py",
 }
+VISUAL = "model.backbone.bottom_up.bottom_up.visual.pretrained"
 PICTURES = 6
 
 
@@ -52,50 +62,61 @@ def fingerprint(config: str, root: Path, overrides: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-class Detector:
-    """A detector of the page: trained in ``folder`` unless the same one is there already.
+class Run:
+    """A training, or with ``train=False`` an evaluation, done in ``folder`` unless it is there.
 
     ``made_from.json`` says what the folder was made from and, once it is complete, the digests of
     what is in it. A folder of something else is moved aside.
     """
 
-    def __init__(self, config: str, folder: Path, root: Path, overrides: list[str]) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: str, folder: Path, root: Path, overrides: list[str], train: bool = True
+    ) -> None:
+        self.config, self.folder, self.root = config, folder, root
         self.overrides = [*overrides, f"dataloader.register.0.root={root}"]
-        self.inputs = fingerprint(config, root, overrides)
+        self.train = train
+        self.made = ["results.json", *(["model_final.pth"] if train else [])]
         self.mark = folder / "made_from.json"
 
-    def digests(self) -> dict[str, str]:
-        """The digests of the results and the weights."""
-        return {n: file_digest(self.folder / n) for n in ("results.json", "model_final.pth")}
+    def finish(self, after: Path | None = None) -> None:
+        """Do it, going on where an earlier run of the same was interrupted.
 
-    def train(self) -> None:
-        """Train and evaluate, going on where an earlier run of the same was interrupted."""
+        Args:
+            after: a file of an earlier run that this one is made from.
+        """
+        inputs = fingerprint(self.config, self.root, self.overrides)
+        inputs += file_digest(after) if after else ""
         made = json.loads(self.mark.read_text()) if self.mark.is_file() else {}
-        if made == {"inputs": self.inputs, **self.digests()}:
+        if made == {"inputs": inputs, **self.digests()}:
             print(f"{self.folder} is complete already")
             return
-        if self.folder.exists() and made != {"inputs": self.inputs}:
+        if self.folder.exists() and made != {"inputs": inputs}:
             aside = self.folder.with_name(f"{self.folder.name}.old")
             shutil.rmtree(aside, ignore_errors=True)
             self.folder.rename(aside)
             print(f"{self.folder} was made from something else: moved to {aside}")
-        self.write_mark({"inputs": self.inputs})
-        arguments = ["--config-file", self.config, "--resume", f"train.output_dir={self.folder}"]
-        run("lazyconfig_train_net.py", *arguments, *self.overrides)
-        self.write_mark({"inputs": self.inputs, **self.digests()})
+        self.write_mark({"inputs": inputs})
+        arguments = ["--config-file", self.config, f"train.output_dir={self.folder}"]
+        how = "--resume" if self.train else "--eval-only"
+        run("lazyconfig_train_net.py", how, *arguments, *self.overrides)
+        self.write_mark({"inputs": inputs, **self.digests()})
+
+    def digests(self) -> dict[str, str]:
+        """The digests of what it makes."""
+        return {name: file_digest(self.folder / name) for name in self.made}
 
     def write_mark(self, content: dict[str, str]) -> None:
         """Say what the folder is made from."""
         with atomic_path(self.mark) as path:
             path.write_text(json.dumps(content))
 
-    def figures(self) -> dict[str, float | None]:
-        """The four figures of the page, in percent."""
-        return detector_figures(json.loads((self.folder / "results.json").read_text()))
+    def results(self) -> dict[str, Any]:
+        """What its evaluator found."""
+        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text())
+        return found
 
 
-def show_unseen(output: Path, root: Path) -> list[tuple[Path, str]]:
+def show_unseen(output: Path, root: Path, distilled: Path) -> list[tuple[Path, str]]:
     """Detect all words in the first validation scenes with two unseen things; show the unseen."""
     things = Vocabulary.named("shapes_world_kind", kind="thing")
     unseen = [category.label for category in things if not category.seen]
@@ -109,8 +130,9 @@ def show_unseen(output: Path, root: Path) -> list[tuple[Path, str]]:
     chosen = [i["file_name"] for i in truth["images"] if counts.get(i["id"], 0) >= 2][:PICTURES]
     run(
         "demo.py",
-        *("--config-file", DETECTORS["clip"]),
-        *("--weights", str(output / "clip/model_final.pth")),
+        *("--config-file", DETECTORS["clipself"]),
+        *("--weights", str(output / "clipself/model_final.pth")),
+        *("--opts", f"{VISUAL}={distilled}"),
         *("--input", *(str(root / "shapes_world/val" / name) for name in chosen)),
         *(*asked, "--score-threshold", "0.2", "--output", str(output / "demo")),
     )
@@ -129,14 +151,29 @@ def main(argv: list[str] | None = None) -> int:
     recipe = ShapesWorldRecipe(args.train, args.val)
     write_shapes_world(args.root, recipe)
     overrides = [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
+    before = Run(DISTILLATION, args.output / "regions_before", args.root, overrides, train=False)
+    after = Run(DISTILLATION, args.output / "distil", args.root, overrides)
+    after.made.append(DISTILLED)
+    before.finish()
+    after.finish()
+    distilled = after.folder / DISTILLED
     detectors = {
-        name: Detector(config, args.output / name, args.root, overrides)
+        name: Run(
+            config,
+            args.output / name,
+            args.root,
+            [*overrides, *([f"{VISUAL}={distilled}"] if name == "clipself" else [])],
+        )
         for name, config in DETECTORS.items()
     }
-    for detector in detectors.values():
-        detector.train()
-    pictures = show_unseen(args.output, args.root)
-    rows = {name: detector.figures() for name, detector in detectors.items()}
+    for name, detector in detectors.items():
+        detector.finish(after=distilled if name == "clipself" else None)
+    pictures = show_unseen(args.output, args.root, distilled)
+    rows = {name: detector_figures(detector.results()) for name, detector in detectors.items()}
+    regions = {
+        "before": region_figures(before.results()),
+        "after": region_figures(after.results()),
+    }
     curves = {name: read_curve(d.folder / "metrics.json") for name, d in detectors.items()}
     facts = {
         "training scenes": recipe.train,
@@ -146,10 +183,10 @@ def main(argv: list[str] | None = None) -> int:
         "command": "make demo",
     }
     with atomic_path(args.output / "metrics.json") as path:
-        path.write_text(json.dumps({"detector": rows}, indent=1))
+        path.write_text(json.dumps({"detector": rows, "regions": regions}, indent=1))
     with atomic_path(args.output / "report.html") as path:
-        path.write_text(build_report(rows, curves, pictures, facts), encoding="utf-8")
-    for name, row in rows.items():
+        path.write_text(build_report(rows, regions, curves, pictures, facts), encoding="utf-8")
+    for name, row in [*regions.items(), *rows.items()]:
         print(name, row)
     print(args.output / "report.html")
     return 0

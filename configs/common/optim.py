@@ -2,7 +2,8 @@
 import torch
 from detectron2.config import LazyCall as L
 
-from densedet.engine.optim import get_parameters
+from densedet.engine.optim import MuonAdamW as MuonAdamWOptimizer
+from densedet.engine.optim import get_parameters, muon_parameters
 
 AdamW = L(torch.optim.AdamW)(
     params=L(get_parameters)(
@@ -14,4 +15,11 @@ AdamW = L(torch.optim.AdamW)(
     lr=1e-4,
     betas=(0.9, 0.999),
     weight_decay=0.1,
+)
+# torch's Muon on the weight matrices of the blocks, AdamW on the rest
+MuonAdamW = L(MuonAdamWOptimizer)(
+    params=L(muon_parameters)(blocks="resblocks", weight_decay_1d=None),
+    lr=1e-3,
+    muon_lr=0.02,
+    weight_decay=0.0,
 )

@@ -1,7 +1,7 @@
 # Learning-rate multipliers, in iterations of the config that holds them.
 from detectron2.config import LazyCall as L
 
-from densedet.engine.schedule import warmup_schedule
+from densedet.engine.schedule import ClipCosine, warmup_schedule
 
 # linear warm-up, then the full rate to the end
 constant = L(warmup_schedule)(
@@ -24,3 +24,5 @@ cosine = L(warmup_schedule)(
     decay="cosine",
     final_factor=0.0,
 )
+# the schedule of open_clip: warm-up by whole steps, then half a cosine to 0
+clip_cosine = L(ClipCosine)(max_iter="${train.max_iter}", warmup_iters=1000)

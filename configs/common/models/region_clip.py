@@ -1,0 +1,21 @@
+"""The RegionCLIP-style baseline of CLIPSelf (arXiv 2310.01403), EVA02-CLIP-B/16."""
+
+from detectron2.config import LazyCall as L
+
+from densedet.clip import VocabularyEmbedder, create_visual
+from densedet.modeling.meta_arch import RegionCLIP
+from densedet.vocabulary import Vocabulary
+
+from .clipself import clip
+
+model = L(RegionCLIP)(
+    student=L(create_visual)(model="${clip.model}", pretrained="${clip.pretrained}"),
+    vocabulary=L(Vocabulary.from_file)(path="datasets/coco/annotations/coco_pseudo_4764.json"),
+    embedder=L(VocabularyEmbedder)(
+        model="${clip.model}", pretrained="${clip.pretrained}", templates="clipself63"
+    ),
+    student_size="${dataloader.image_size}",
+    crop_size=None,
+    trainable=12,
+    modes="${dataloader.evaluator.modes}",
+)
