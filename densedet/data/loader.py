@@ -24,7 +24,7 @@ from densedet.errors import ConfigError, DatasetError, DensedetError
 
 logger = logging.getLogger(__name__)
 
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 MAX_REDRAWS = 50
 _ORDER, _SAMPLE, _REDRAW = 0, 1, 2  # keep the three uses of a seed apart
 

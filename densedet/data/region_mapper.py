@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +81,7 @@ class RegionMapper:
         if min(height, width) < self.min_side:
             return None
         regions = self.regions(dataset_dict, (height, width))
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)  # a view: the device may copy it
         sample = {
             **self._pixels(image, regions.rectangles),
             "regions": regions.boxes,

@@ -42,7 +42,7 @@ from densedet.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 FOLDER = "shapes_world"
-SPLITS = ("kind", "pairs", "held_back")
+SPLITS = ("kind", "pairs", "fold0", "fold1", "fold2")
 VOCABULARY = "shapes_world"
 _JPEG_QUALITY = 95
 _FORMAT_VERSION = 1
@@ -251,8 +251,9 @@ def _write_pairs(folder: Path, recipe: ShapesWorldRecipe) -> None:
 def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
     """Register Shapes World below ``root`` in Detectron2's catalogs; nothing is read here.
 
-    For each seen/unseen split S of "kind" and "pairs", over the 64 things, and "held_back", over
-    the 48 seen things of "kind" of which 16 count as unseen, for choosing settings:
+    For each seen/unseen split S of "kind" and "pairs", over the 64 things, and "fold0" to "fold2",
+    over the 48 seen things of "kind" of which 16 are held back (for choosing settings without the
+    unseen things of "kind", whose annotations are left out):
     ``shapes_world_S_train_seen`` (annotations of seen classes only; the unseen things stay in the
     pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things
     and stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
@@ -269,7 +270,7 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
                 things,
                 hint=hint,
                 seen_only=seen_only,
-                drop_unlisted=split == "held_back",
+                drop_unlisted=split.startswith("fold"),
             )
     for part in ("train", "val"):
         _register_panoptic(folder, part)

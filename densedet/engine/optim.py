@@ -108,15 +108,18 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         muon_momentum: float = 0.95,
     ) -> None:
-        muon = [{"params": g["params"]} for g in params if g.get("muon")]
-        adamw = [g for g in params if not g.get("muon")]
+        matrices = [{"params": group["params"]} for group in params if group.get("muon")]
+        rest = [group for group in params if not group.get("muon")]
         self._parts: list[torch.optim.Optimizer] = []
-        if muon:
-            options = {"weight_decay": weight_decay, "momentum": muon_momentum}
-            self._parts.append(torch.optim.Muon(muon, lr=muon_lr, **options))
-        if adamw:
-            options = {"weight_decay": weight_decay, "betas": tuple(betas)}
-            self._parts.append(torch.optim.AdamW(adamw, lr=lr, **options))
+        if matrices:
+            self._parts.append(
+                torch.optim.Muon(matrices, muon_lr, weight_decay, momentum=muon_momentum)
+            )
+        if rest:
+            beta1, beta2 = betas
+            self._parts.append(
+                torch.optim.AdamW(rest, lr, (beta1, beta2), weight_decay=weight_decay)
+            )
         super().__init__([g for part in self._parts for g in part.param_groups], {})
         self._share_groups()
 
@@ -125,7 +128,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step of both; a closure is not supported."""
         if closure is not None:
             raise ValueError("MuonAdamW takes no closure")

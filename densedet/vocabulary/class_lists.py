@@ -27,7 +27,6 @@ class ShapesWorldWords:
     kinds: tuple[str, ...]
     stuff: tuple[str, ...]
     unseen_kinds: tuple[str, ...]
-    held_back_kinds: tuple[str, ...]
 
 
 def load_class_list(name: str) -> tuple[Category, ...]:
@@ -54,7 +53,7 @@ def class_list_ids(name: str) -> tuple[int, ...]:
 def shapes_world_words() -> ShapesWorldWords:
     """The colours, kinds and stuff of the Shapes World, in the order of its class list."""
     data = _resource("shapes_world")
-    fields = ("colours", "kinds", "stuff", "unseen_kinds", "held_back_kinds")
+    fields = ("colours", "kinds", "stuff", "unseen_kinds")
     return ShapesWorldWords(**{field: tuple(data[field]) for field in fields})
 
 
@@ -156,15 +155,13 @@ def _shapes_world_pairs() -> list[Entry]:
     return _shapes_world(lambda colour, kind: (kind - 3 * colour) % 8 in (0, 1))
 
 
-def _shapes_world_held_back() -> list[Entry]:
-    """The things of "shapes_world_kind" that are seen, two kinds of which are held back."""
+def _shapes_world_fold(number: int) -> list[Entry]:
+    """The seen things of "shapes_world_kind"; two of their six kinds are held back as unseen."""
     words = shapes_world_words()
-    things = _shapes_world(lambda colour, kind: words.kinds[kind] in words.held_back_kinds)
-    return [
-        (identifier, category)
-        for identifier, category in things
-        if category.label.split()[-1] not in words.unseen_kinds
-    ]
+    kinds = [kind for kind in words.kinds if kind not in words.unseen_kinds]
+    held_back = kinds[2 * number : 2 * number + 2]
+    entries = _shapes_world(lambda colour, kind: words.kinds[kind] in held_back)
+    return [entry for entry in entries if entry[1].label.split()[-1] not in words.unseen_kinds]
 
 
 _BUILDERS: Mapping[str, Callable[[], list[Entry]]] = MappingProxyType(
@@ -179,7 +176,9 @@ _BUILDERS: Mapping[str, Callable[[], list[Entry]]] = MappingProxyType(
         "shapes_world": lambda: _shapes_world(lambda colour, kind: False),
         "shapes_world_kind": _shapes_world_kind,
         "shapes_world_pairs": _shapes_world_pairs,
-        "shapes_world_held_back": _shapes_world_held_back,
+        "shapes_world_fold0": lambda: _shapes_world_fold(0),
+        "shapes_world_fold1": lambda: _shapes_world_fold(1),
+        "shapes_world_fold2": lambda: _shapes_world_fold(2),
     }
 )
 CLASS_LISTS: tuple[str, ...] = tuple(_BUILDERS)

@@ -2,14 +2,21 @@
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from densedet import model_zoo
-from densedet.clip import ClipVisual
-from densedet.modeling.meta_arch import OpenVocabularyRCNN
+from densedet.clip import ClipVisual, unlock
+from densedet.modeling.meta_arch import OpenVocabularyRCNN, RegionCLIP
+from densedet.vocabulary import Vocabulary
 
 CONFIGS = model_zoo.list()
+CLIPSELF = "projects/clipself/configs/"
+
+
+def is_detector(name):
+    return not name.startswith(CLIPSELF) or "detector" in name
 
 
 def without_weights(node: object) -> None:
@@ -22,11 +29,22 @@ def without_weights(node: object) -> None:
                 without_weights(node[key])
 
 
+def load(name):
+    cfg = model_zoo.get_config(name)
+    without_weights(cfg)
+    if "label_vocabulary" in cfg:  # the file of pseudo-labels is made by the user
+        cfg.label_vocabulary = L(Vocabulary.parse)(text="cat,kitten;dog")
+    return cfg
+
+
 @pytest.fixture(params=CONFIGS)
 def config(request):
-    cfg = model_zoo.get_config(request.param)
-    without_weights(cfg)
-    return cfg
+    return load(request.param)
+
+
+@pytest.fixture(params=[name for name in CONFIGS if is_detector(name)])
+def detector(request):
+    return load(request.param)
 
 
 def test_there_are_the_published_rows():
@@ -53,9 +71,53 @@ def test_model_optimizer_and_schedule_can_be_built(config):
     assert config.train.output_dir.startswith("output/")
 
 
-def test_levels_of_backbone_rpn_and_heads_agree(config):
+# file, blocks, side of the student, alpha, iterations, data
+RELEASED = [
+    ("eva02_b16_coco_patches", 12, 1024, 0.7, 44358, "clipself_coco_train"),
+    ("eva02_b16_coco_proposals", 12, 1024, 0.7, 44358, "clipself_coco_proposals"),
+    ("eva02_b16_coco_regionclip", 12, 1024, 0.7, 44358, "clipself_coco_regionclip"),
+    ("eva02_l14_coco_patches", 24, 896, 0.95, 44358, "clipself_coco_train"),
+    ("eva02_l14_coco_proposals", 24, 896, 0.95, 44358, "clipself_coco_proposals"),
+    ("eva02_l14_coco_regionclip", 24, 896, 0.95, 44358, "clipself_coco_regionclip"),
+    ("eva02_b16_lvis_patches", 12, 1024, 0.7, 37566, "clipself_lvis_train"),
+    ("eva02_l14_lvis_patches", 24, 896, 0.95, 37566, "clipself_lvis_train"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "size", "alpha", "iterations", "data"), RELEASED, ids=lambda v: str(v)
+)
+def test_the_released_recipes_of_clipself(name, blocks, size, alpha, iterations, data):
+    cfg = load(f"{CLIPSELF}{name}.py")
     with torch.device("meta"):
-        model = instantiate(config.model)
+        model = instantiate(cfg.model)
+    assert model.student.depth == blocks
+    assert len(unlock(model.student, blocks)) == len(
+        [p for p in model.student.parameters() if p.requires_grad]
+    )
+    assert model.student_size == cfg.dataloader.test.mapper.size == size
+    assert model.crop_size == model.student.image_size[0] == {1024: 224, 896: 336}[size]
+    assert cfg.dataloader.test.mapper.stride == model.student.stride
+    assert cfg.train.hooks[0].alpha == alpha
+    assert cfg.train.max_iter == iterations
+    assert cfg.dataloader.train.dataset.names == data
+    assert cfg.dataloader.train.total_batch_size == 16
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-5, 0.1)
+    assert cfg.optimizer.params.weight_decay_1d == 0.0
+    assert (cfg.train.precision, cfg.train.clip_grad) == ("fp16", None)
+    regions = instantiate(cfg.dataloader.train.mapper.regions)
+    assert regions.max_regions == 20
+    assert isinstance(model, RegionCLIP) is ("regionclip" in name)
+    if "patches" in name:
+        assert len(regions.splits) == 24
+    else:
+        assert regions.enlarge == (1.5 if "proposals" in name else 1.0)
+        assert regions.shuffle is ("proposals" in name)
+
+
+def test_levels_of_backbone_rpn_and_heads_agree(detector):
+    with torch.device("meta"):
+        model = instantiate(detector.model)
     shapes = model.backbone.output_shape()
     generator = model.proposal_generator
     strides = [shapes[name].stride for name in generator.in_features]

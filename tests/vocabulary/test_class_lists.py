@@ -34,7 +34,9 @@ SIZES = {
     "shapes_world": (70, 0),
     "shapes_world_kind": (70, 16),
     "shapes_world_pairs": (70, 16),
-    "shapes_world_held_back": (54, 16),
+    "shapes_world_fold0": (54, 16),
+    "shapes_world_fold1": (54, 16),
+    "shapes_world_fold2": (54, 16),
 }
 
 
@@ -154,3 +156,14 @@ def test_labels_are_detectron2s() -> None:
     assert Vocabulary.named("ade20k_150").labels == ade
     things = [c["id"] for c in coco if c["isthing"]]
     assert class_list_ids("coco") == tuple(things)
+
+
+def test_folds_of_the_shapes_world_hold_back_each_seen_kind_once():
+    kind = Vocabulary.named("shapes_world_kind", kind="thing")
+    seen = {category.label for category in kind if category.seen}
+    held_back = []
+    for number in range(3):
+        fold = Vocabulary.named(f"shapes_world_fold{number}", kind="thing")
+        assert set(fold.labels) == seen
+        held_back += [category.label for category in fold if not category.seen]
+    assert sorted(held_back) == sorted(seen)

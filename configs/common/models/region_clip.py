@@ -8,9 +8,12 @@ from densedet.vocabulary import Vocabulary
 
 from .clipself import clip
 
+# the categories of the file of pseudo-labels (tools/make_region_labels.py), by ascending id
+label_vocabulary = L(Vocabulary.from_file)(path="datasets/coco/annotations/coco_pseudo_4764.json")
+
 model = L(RegionCLIP)(
     student=L(create_visual)(model="${clip.model}", pretrained="${clip.pretrained}"),
-    vocabulary=L(Vocabulary.from_file)(path="datasets/coco/annotations/coco_pseudo_4764.json"),
+    vocabulary="${label_vocabulary}",
     embedder=L(VocabularyEmbedder)(
         model="${clip.model}", pretrained="${clip.pretrained}", templates="clipself63"
     ),

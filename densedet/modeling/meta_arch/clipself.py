@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -160,7 +161,8 @@ class CLIPSelf(nn.Module):
             self._cache = EmbeddingCache(self.teacher_cache, self._teacher_identity())
         found = []
         for sample in batched_inputs:
-            key, rectangles = str(sample["image_id"]), sample["crop_rectangles"]
+            key = f"{sample['image_id']} {Path(sample['file_name']).name}"
+            rectangles = sample["crop_rectangles"]
             embeddings, known = self._cache.get(key, rectangles)
             if not bool(known.all()):
                 embeddings = self._embed_crops([sample]).float().cpu()

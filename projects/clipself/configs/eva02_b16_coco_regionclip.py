@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 
 from densedet.regions import BoxRegions
 
-from ....configs.common.models.region_clip import model
+from ....configs.common.models.region_clip import label_vocabulary, model
 from .eva02_b16_coco_patches import clip, dataloader, lr_multiplier, optimizer, train
 
 # the first 20 annotated boxes in the order of the file

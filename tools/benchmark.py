@@ -1,0 +1,162 @@
+"""Measure densedet against what it replaces: pooling, crops and the distillation step of CLIPSelf.
+
+Both sides run in turn on the same data. Medians are printed; --json has the quartiles as well.
+
+Examples:
+    python tools/benchmark.py pool --threads 1
+    python tools/benchmark.py crops --device cuda --json output/crops.json
+    python tools/benchmark.py distill --model densedet-tiny --image-size 224
+"""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
+from densedet.benchmark.distill import distill_rows, run_distill
+from densedet.benchmark.machine import Settings, describe, machine_line
+from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
+from densedet.benchmark.pictures import HEIGHT, WIDTH
+from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
+from densedet.benchmark.timing import SIDES, format_table
+from densedet.benchmark.training import DistillJob
+from densedet.cli import ToolParser, run_tool
+from densedet.engine.options import PRECISIONS
+from densedet.files import atomic_path
+
+
+class Outcome(NamedTuple):
+    """What a benchmark found: for the JSON, the table's rows and a line above them."""
+
+    name: str
+    result: dict[str, Any]
+    rows: list[list[str]]
+    note: str
+
+
+def pool(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Pooling over boxes; the reference is torchvision.ops.roi_align."""
+    sizes = PoolSizes(args.batch, args.channels, args.grid, args.split, args.channels_last)
+    result = run_pool(settings, sizes)
+    note = (
+        f"{result['boxes']} boxes on a map of {'x'.join(map(str, result['map']))}; largest "
+        f"difference {result['largest_difference']:.1e}, of the gradient "
+        f"{result['largest_gradient_difference']:.1e}"
+    )
+    return Outcome("pool", result, pool_rows(result), note)
+
+
+def crops(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Loading for CLIPSelf; the reference resizes and cuts with PIL in the worker."""
+    sizes = CropSizes(
+        args.images, args.height, args.width, args.image_size, args.crop_size, args.batch
+    )
+    result = run_crops(settings, sizes)
+    note = (
+        f"{sizes.images} JPEG files of {sizes.height}x{sizes.width} with "
+        f"{result['jpeg_bytes'] / 1e3:.0f} kB and {result['crops_per_image']:.1f} crops each; "
+        f"largest difference from PIL: {result['largest_difference']} grey level(s)"
+    )
+    return Outcome("crops", result, crop_rows(result), note)
+
+
+def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """A training step of CLIPSelf, loading included; the reference is a plain implementation."""
+    job = DistillJob(
+        settings=settings,
+        model=args.model,
+        image_size=args.image_size,
+        crop_size=args.crop_size,
+        batch=(1 if args.memory else 2) if args.batch is None else args.batch,
+        workers=args.workers,
+        images=args.images,
+        steps=args.steps,
+        checkpointing=args.checkpointing,
+    )
+    what = f"{job.model} at {job.image_size}, batch {job.batch}"
+    if args.memory:
+        memory = run_memory(job)
+        note = f"{what}; the reference is the same without activation checkpointing"
+        return Outcome("memory", memory, memory_rows(memory), note)
+    result = run_distill(job)
+    result["peak_memory"] = {name: measure_peak(job, name) for name in SIDES}
+    rows = [*distill_rows(result), peak_row(result["peak_memory"])]
+    note = (
+        f"{what}, {job.workers} loader workers, {result['crops_per_image']:.1f} crops an image; "
+        f"matrix peak {result['matrix_peak'] / 1e12:.3g} TFLOP/s"
+    )
+    return Outcome("distill", result, rows, note)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="benchmark")
+    first = _command(commands, pool, repeats=30)
+    first.add_argument("--batch", type=int, default=2, help="maps")
+    first.add_argument("--channels", type=int, default=512, help="of a map")
+    first.add_argument("--grid", type=int, default=64, help="cells of a side of the map")
+    first.add_argument("--split", type=int, default=6, help="its square is the boxes of a map")
+    first.add_argument(
+        "--channels-last", action="store_true", help="memory layout as the transformers give it"
+    )
+    second = _command(commands, crops, repeats=5)
+    second.add_argument("--images", type=int, default=16, help="JPEG files")
+    second.add_argument("--height", type=int, default=HEIGHT, help="of the files, pixels")
+    second.add_argument("--width", type=int, default=WIDTH, help="of the files, pixels")
+    second.add_argument("--image-size", type=int, default=1024, help="of the student, pixels")
+    second.add_argument("--crop-size", type=int, default=224, help="of the teacher, pixels")
+    second.add_argument("--batch", type=int, default=2, help="pictures at once on the device")
+    third = _command(commands, distill, repeats=5)
+    third.add_argument("--model", default="EVA02-B-16", help="CLIP; its weights are random")
+    third.add_argument("--image-size", type=int, default=1024, help="of the student, pixels")
+    third.add_argument("--crop-size", type=int, help="of the teacher; default: the model's")
+    third.add_argument("--batch", type=int, help="pictures a step; default 2, with --memory 1")
+    third.add_argument("--workers", type=int, default=0, help="loader processes of each side")
+    third.add_argument("--images", type=int, default=16, help="JPEG files")
+    third.add_argument("--steps", type=int, default=1, help="steps of a timed run")
+    third.add_argument("--checkpointing", action="store_true", help="recompute our activations")
+    third.add_argument("--memory", action="store_true", help="only our peak memory, both ways")
+    return parser
+
+
+def _command(commands: Any, run: Any, repeats: int) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        run.__name__, help=run.__doc__, description=run.__doc__
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    command.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
+    command.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's")
+    command.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side")
+    command.add_argument("--warmup", type=int, default=2, help="runs of each side before them")
+    command.add_argument("--json", type=Path, help="file for all figures")
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool."""
+    args = build_parser().parse_args(argv)
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    settings = Settings(
+        args.device, args.precision, args.compile, threads, args.repeats, args.warmup
+    )
+    torch.set_num_threads(settings.threads)
+    with atomic_path(args.json) if args.json else contextlib.nullcontext() as file:
+        machine = describe(settings)
+        outcome = args.run(args, settings)
+        print(f"{outcome.name}: {machine_line(machine)}\n{outcome.note}")
+        print(format_table(("what", "ours", "reference", "ratio"), outcome.rows))
+        if file is not None:
+            content = {"machine": machine, outcome.name: outcome.result}
+            file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
