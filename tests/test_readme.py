@@ -15,10 +15,12 @@ SHORTENED = {
     "tools/prepare_shapes_world.py": ["--train", "16", "--val", "8"],
     "tools/pretrain_clip.py": ["--iterations", "2", "--batch-size", "8", "--scenes", "2"],
     "tools/lazyconfig_train_net.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
+    "tools/run_seeds.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
 }
 READMES = [
     ROOT / "README.md",
     ROOT / "projects" / "fvit" / "README.md",
+    ROOT / "projects" / "clipself" / "README.md",
     ROOT / "docs" / "model_cards" / "densedet-tiny.md",
 ]
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from densedet.vocabulary import Vocabulary
 
 TOOLS = Path(__file__).resolve().parent
 DISTILLATION = "projects/clipself/configs/quickstart.py"
-DISTILLED = "clipself.safetensors"
+RESULTS, MODEL, DISTILLED = "results.json", "model_final.pth", "clipself.safetensors"
 DETECTORS = {
     "closed_set": "projects/fvit/configs/quickstart_closed_set.py",
     "clip": "projects/fvit/configs/quickstart.py",
@@ -63,19 +64,25 @@ def fingerprint(config: str, root: Path, overrides: list[str]) -> str:
 
 
 class Run:
-    """A training, or with ``train=False`` an evaluation, done in ``folder`` unless it is there.
+    """A training or an evaluation, done in ``folder`` unless it is there.
+
+    Only evaluated is what makes no ``model_final.pth``.
 
     ``made_from.json`` says what the folder was made from and, once it is complete, the digests of
     what is in it. A folder of something else is moved aside.
     """
 
     def __init__(
-        self, config: str, folder: Path, root: Path, overrides: list[str], train: bool = True
+        self,
+        config: str,
+        folder: Path,
+        root: Path,
+        overrides: list[str],
+        makes: Sequence[str] = (RESULTS, MODEL),
     ) -> None:
         self.config, self.folder, self.root = config, folder, root
         self.overrides = [*overrides, f"dataloader.register.0.root={root}"]
-        self.train = train
-        self.made = ["results.json", *(["model_final.pth"] if train else [])]
+        self.makes = makes
         self.mark = folder / "made_from.json"
 
     def finish(self, after: Path | None = None) -> None:
@@ -97,13 +104,13 @@ class Run:
             print(f"{self.folder} was made from something else: moved to {aside}")
         self.write_mark({"inputs": inputs})
         arguments = ["--config-file", self.config, f"train.output_dir={self.folder}"]
-        how = "--resume" if self.train else "--eval-only"
+        how = "--resume" if MODEL in self.makes else "--eval-only"
         run("lazyconfig_train_net.py", how, *arguments, *self.overrides)
         self.write_mark({"inputs": inputs, **self.digests()})
 
     def digests(self) -> dict[str, str]:
         """The digests of what it makes."""
-        return {name: file_digest(self.folder / name) for name in self.made}
+        return {name: file_digest(self.folder / name) for name in self.makes}
 
     def write_mark(self, content: dict[str, str]) -> None:
         """Say what the folder is made from."""
@@ -112,7 +119,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """What its evaluator found."""
-        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / RESULTS).read_text())
         return found
 
 
@@ -139,41 +146,38 @@ def show_unseen(output: Path, root: Path, distilled: Path) -> list[tuple[Path, s
     return [(output / "demo" / Path(name).with_suffix(".png"), name) for name in chosen]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of this tool."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="folder of data sets")
     parser.add_argument("--train", type=int, default=ShapesWorldRecipe.train, help="scenes")
     parser.add_argument("--val", type=int, default=ShapesWorldRecipe.val, help="scenes")
     parser.add_argument("--max-iter", type=int, help="iterations of each training, for a trial")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool."""
+    args = build_parser().parse_args(argv)
     recipe = ShapesWorldRecipe(args.train, args.val)
     write_shapes_world(args.root, recipe)
     overrides = [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
-    before = Run(DISTILLATION, args.output / "regions_before", args.root, overrides, train=False)
-    after = Run(DISTILLATION, args.output / "distil", args.root, overrides)
-    after.made.append(DISTILLED)
+    common = (args.root, overrides)
+    before = Run(DISTILLATION, args.output / "regions_before", *common, makes=[RESULTS])
+    after = Run(DISTILLATION, args.output / "distil", *common, makes=[RESULTS, MODEL, DISTILLED])
+    distilled = after.folder / DISTILLED
     before.finish()
     after.finish()
-    distilled = after.folder / DISTILLED
-    detectors = {
-        name: Run(
-            config,
-            args.output / name,
-            args.root,
-            [*overrides, *([f"{VISUAL}={distilled}"] if name == "clipself" else [])],
-        )
-        for name, config in DETECTORS.items()
-    }
-    for name, detector in detectors.items():
-        detector.finish(after=distilled if name == "clipself" else None)
+    detectors = {}
+    for name, config in DETECTORS.items():
+        own = [f"{VISUAL}={distilled}"] if name == "clipself" else []
+        detectors[name] = Run(config, args.output / name, args.root, [*overrides, *own])
+        detectors[name].finish(after=distilled if own else None)
     pictures = show_unseen(args.output, args.root, distilled)
     rows = {name: detector_figures(detector.results()) for name, detector in detectors.items()}
-    regions = {
-        "before": region_figures(before.results()),
-        "after": region_figures(after.results()),
-    }
+    clips = {"before": before, "after": after}
+    regions = {name: region_figures(clip.results()) for name, clip in clips.items()}
     curves = {name: read_curve(d.folder / "metrics.json") for name, d in detectors.items()}
     facts = {
         "training scenes": recipe.train,

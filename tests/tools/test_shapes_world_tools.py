@@ -90,15 +90,19 @@ def test_quickstart_from_end_to_end_and_again(tmp_path):
     assert first.returncode == 0, first.stdout[-1500:] + first.stderr[-1500:]
     output = tmp_path / "output" / "quickstart"
     figures = ("seen_ap50_box", "unseen_ap50_box", "seen_ap50_mask", "unseen_ap50_mask")
-    detectors = json.loads((output / "metrics.json").read_text())["detector"]
-    assert {name: tuple(row) for name, row in detectors.items()} == {
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert {name: tuple(row) for name, row in metrics["detector"].items()} == {
         "closed_set": figures,
         "clip": figures,
+        "clipself": figures,
     }
+    regions = {"boxes_macc1", "masks_macc1", "stuff_macc1", "crops_macc1", "boxes_attention_macc1"}
+    assert all(set(metrics["regions"][when]) >= regions for when in ("before", "after"))
+    assert metrics["regions"]["before"] != metrics["regions"]["after"]
     page = (output / "report.html").read_text()
     assert page.count("<figure>") == len(list((output / "demo").glob("*.png"))) > 0
     weights = output / "clip" / "model_final.pth"
     before = weights.stat().st_mtime_ns
     again = run(tmp_path, "quickstart.py", *trial)
-    assert again.returncode == 0 and again.stdout.count("is complete already") == 2
+    assert again.returncode == 0 and again.stdout.count("is complete already") == 5
     assert weights.stat().st_mtime_ns == before
