@@ -36,14 +36,13 @@ def commands(readme: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with a small Shapes World and a quickstart detector after two iterations."""
+    """A folder with a small Shapes World, a distilled CLIP and a detector, two iterations each."""
     folder = tmp_path_factory.mktemp("readme")
     run(folder, ["python", "tools/prepare_shapes_world.py"])
-    run(folder, [*["python", "tools/lazyconfig_train_net.py", "--config-file"], QUICKSTART])
+    for config in ("quickstart.py", "quickstart_detector.py"):
+        path = f"projects/clipself/configs/{config}"
+        run(folder, ["python", "tools/lazyconfig_train_net.py", "--config-file", path])
     return folder
-
-
-QUICKSTART = "projects/fvit/configs/quickstart.py"
 
 
 def run(folder: Path, command: list[str]) -> None:

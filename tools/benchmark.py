@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="benchmark")
-    first = _command(commands, pool, repeats=30)
+    first = _command(commands, pool, repeats=30, compiled="the pooling")
     first.add_argument("--batch", type=int, default=2, help="maps")
     first.add_argument("--channels", type=int, default=512, help="of a map")
     first.add_argument("--grid", type=int, default=64, help="cells of a side of the map")
@@ -104,34 +104,38 @@ def build_parser() -> argparse.ArgumentParser:
     first.add_argument(
         "--channels-last", action="store_true", help="memory layout as the transformers give it"
     )
-    second = _command(commands, crops, repeats=5)
+    second = _command(commands, crops, repeats=5, compiled="the normalisation alone, on the device")
     second.add_argument("--images", type=int, default=16, help="JPEG files")
     second.add_argument("--height", type=int, default=HEIGHT, help="of the files, pixels")
     second.add_argument("--width", type=int, default=WIDTH, help="of the files, pixels")
     second.add_argument("--image-size", type=int, default=1024, help="of the student, pixels")
     second.add_argument("--crop-size", type=int, default=224, help="of the teacher, pixels")
     second.add_argument("--batch", type=int, default=2, help="pictures at once on the device")
-    third = _command(commands, distill, repeats=5)
+    third = _command(commands, distill, repeats=5, compiled="the blocks of the towers")
     third.add_argument("--model", default="EVA02-B-16", help="CLIP; its weights are random")
     third.add_argument("--image-size", type=int, default=1024, help="of the student, pixels")
     third.add_argument("--crop-size", type=int, help="of the teacher; default: the model's")
     third.add_argument("--batch", type=int, help="pictures a step; default 2, with --memory 1")
     third.add_argument("--workers", type=int, default=0, help="loader processes of each side")
     third.add_argument("--images", type=int, default=16, help="JPEG files")
-    third.add_argument("--steps", type=int, default=1, help="steps of a timed run")
+    third.add_argument(
+        "--steps", type=int, default=1, help="steps of a timed run; a multiple of --workers"
+    )
     third.add_argument("--checkpointing", action="store_true", help="recompute our activations")
     third.add_argument("--memory", action="store_true", help="only our peak memory, both ways")
     return parser
 
 
-def _command(commands: Any, run: Any, repeats: int) -> argparse.ArgumentParser:
+def _command(commands: Any, run: Any, repeats: int, compiled: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         run.__name__, help=run.__doc__, description=run.__doc__
     )
     command.set_defaults(run=run)
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    command.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
+    command.add_argument(
+        "--compile", action="store_true", help=f"torch.compile of {compiled}, on both sides"
+    )
     command.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's")
     command.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side")
     command.add_argument("--warmup", type=int, default=2, help="runs of each side before them")

@@ -5,12 +5,15 @@ files, the checkpoints of a distillation (the student's image tower) included. W
 with open_clip's names, or with --to released a .pt file with the published names. Nothing is
 written unless every tensor fits --model.
 
+A checkpoint of a distillation (model_final.pth) holds the student itself. The result, with weights
+interpolated between student and teacher, is the clipself.safetensors beside it.
+
 Examples:
     python tools/convert_checkpoint.py EVA02_CLIP_B_psz16_s8B.pt eva_b16.safetensors \\
         --model EVA02-B-16
-    python tools/convert_checkpoint.py output/clipself/model_final.pth distilled.safetensors \\
+    python tools/convert_checkpoint.py output/clipself/model_final.pth student.safetensors \\
         --model EVA02-B-16 --text-from eva_b16.safetensors
-    python tools/convert_checkpoint.py distilled.safetensors distilled.pt \\
+    python tools/convert_checkpoint.py output/clipself/clipself.safetensors distilled.pt \\
         --model EVA02-B-16 --to released --dtype fp16
 """
 
@@ -60,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         write_open_clip(args.output, weights, args.dtype)
     values = sum(tensor.numel() for tensor in weights.state.values())
+    if weights.student:
+        print(
+            f"{args.input}: a training checkpoint; this is the student itself, without "
+            "interpolation (the interpolated result is the clipself.safetensors beside it)"
+        )
     print(f"{args.output}: {len(weights.state)} tensors, {values:,} values of {args.model}")
     return 0
 

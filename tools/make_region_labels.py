@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from densedet.cli import ToolParser, run_tool
+from densedet.data.proposal_file import lists_images
 from densedet.errors import ConfigError, DatasetError
 from densedet.files import atomic_path
 
@@ -38,9 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--boxes", metavar="JSON", help="COCO-format file whose boxes are labelled")
     source.add_argument(
-        "--proposals", metavar="FILE", help="COCO-format, or Detectron2's proposals"
+        "--proposals", metavar="FILE", help="COCO-format, or Detectron2's proposals (a pickle)"
     )
     add("--images", metavar="JSON", help="the images, if the file of proposals does not list them")
+    add(
+        "--max-boxes",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of --proposals, the N with the highest scores of each image (default %(default)s)",
+    )
     add("--image-root", required=True, metavar="FOLDER", help="where the images are")
     add("--vocabulary", required=True, help='"cat,kitten;dog", a file or a class list')
     add("--captions", metavar="JSON", help="take only categories that occur in these captions")
@@ -61,15 +69,23 @@ def check(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: names the option.
+        DatasetError: the file of proposals cannot be read.
     """
-    if args.min_count < 1:
-        raise ConfigError(f"--min-count {args.min_count} must be at least 1")
+    for name in ("min_count", "max_boxes"):
+        if getattr(args, name) < 1:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} {getattr(args, name)} must be at least 1")
     if not -1.0 <= args.min_score <= 1.0:
         raise ConfigError(f"--min-score {args.min_score} is a cosine: it must lie in -1..1")
     if not 0.0 < args.enlarge < 100.0:
         raise ConfigError(f"--enlarge {args.enlarge} must lie in 0..100")
     if args.images and args.boxes:
         raise ConfigError("--images goes with --proposals: the file of --boxes lists its images")
+    if args.proposals and not args.images and not lists_images(args.proposals):
+        raise ConfigError(
+            f"--proposals {args.proposals} does not list its images: give a COCO-format file that "
+            "does with --images"
+        )
 
 
 def make_labels(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,10 +101,9 @@ def make_labels(args: argparse.Namespace) -> dict[str, Any]:
     if args.captions:
         vocabulary = region_labels.frequent_categories(vocabulary, args.captions, args.min_count)
     source = args.boxes or args.proposals
-    if args.images:
-        records = region_labels.read_boxes(args.images, args.image_root, args.proposals)
-    else:
-        records = region_labels.read_boxes(source, args.image_root)
+    records = region_labels.read_boxes(
+        args.images or source, args.image_root, args.proposals, args.max_boxes
+    )
     embeddings = VocabularyEmbedder(args.model, args.pretrained, args.templates)(vocabulary)
     visual = create_visual(args.model, args.pretrained).to(resolve_device(args.device))
     labeller = region_labels.RegionLabeller(visual, embeddings, args.enlarge, args.crop_padding)

@@ -93,7 +93,7 @@ class Run:
         """
         inputs = fingerprint(self.config, self.root, self.overrides)
         inputs += file_digest(after) if after else ""
-        made = json.loads(self.mark.read_text()) if self.mark.is_file() else {}
+        made = self.read_mark()
         if made == {"inputs": inputs, **self.digests()}:
             print(f"{self.folder} is complete already")
             return
@@ -111,6 +111,13 @@ class Run:
     def digests(self) -> dict[str, str]:
         """The digests of what it makes."""
         return {name: file_digest(self.folder / name) for name in self.makes}
+
+    def read_mark(self) -> Any:
+        """What the folder is made from; {} if it does not say."""
+        try:
+            return json.loads(self.mark.read_text())
+        except (OSError, ValueError):
+            return {}
 
     def write_mark(self, content: dict[str, str]) -> None:
         """Say what the folder is made from."""

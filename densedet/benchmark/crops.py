@@ -16,7 +16,8 @@ from densedet.benchmark.pictures import HEIGHT, WIDTH, mean_size, write_pictures
 from densedet.benchmark.timing import SIDES, Timing, compare, row, time_in_turn
 from densedet.benchmark.training import SameGrid
 from densedet.data.loader import build_train_loader
-from densedet.data.region_mapper import RegionMapper
+from densedet.data.region_mapper import MIN_SIDE, RegionMapper
+from densedet.errors import ConfigError
 from densedet.regions.crops import crop_and_resize, normalise, whole_image
 
 ToFloats = Callable[[Tensor, Sequence[float], Sequence[float]], Tensor]
@@ -29,10 +30,13 @@ class CropSizes:
 
     Attributes:
         images: JPEG files that a timed run goes through.
-        height, width: their pixels.
+        height, width: their pixels, at least 10.
         student_size: side of the whole picture's square.
         crop_size: side of the crops.
         batch: pictures that the device works on at once.
+
+    Raises:
+        ConfigError: a number below its least.
     """
 
     images: int = 16
@@ -45,6 +49,12 @@ class CropSizes:
     def __post_init__(self) -> None:
         positive(images=self.images, height=self.height, width=self.width, batch=self.batch)
         positive(image_size=self.student_size, crop_size=self.crop_size)
+        for name in ("height", "width"):
+            if getattr(self, name) < MIN_SIDE:
+                raise ConfigError(
+                    f"--{name} {getattr(self, name)} must be at least {MIN_SIDE}: the loader uses "
+                    "no smaller pictures"
+                )
 
 
 def run_crops(settings: Settings, sizes: CropSizes) -> dict[str, Any]:

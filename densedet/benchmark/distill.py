@@ -39,6 +39,7 @@ from densedet.benchmark.training import (
 from densedet.clip import unlock
 from densedet.data.loader import build_train_loader
 from densedet.data.region_mapper import RegionMapper
+from densedet.errors import ConfigError
 from densedet.modeling.meta_arch.clipself import CLIPSelf
 from densedet.regions.sampling import Regions
 
@@ -173,7 +174,16 @@ def run_distill(job: DistillJob) -> dict[str, Any]:
         "reference"}; "matrix_peak": FLOP/s; "image_flops", "crop_flops": of the towers, forward
         and, of a picture, backward; "crops_per_image"; "first_losses", "losses_agree"; "model",
         "image_size", "batch", "workers", "steps", "checkpointing"}.
+
+    Raises:
+        ConfigError: the steps are no multiple of the workers: some runs would wait for fewer
+            batches than others.
     """
+    if job.steps % max(job.workers, 1):
+        raise ConfigError(
+            f"--steps {job.steps} must be a multiple of --workers {job.workers}: each run then "
+            "uses as many batches of every worker"
+        )
     settings = job.settings
     with tempfile.TemporaryDirectory() as folder:
         records = write_pictures(Path(folder), job.images)

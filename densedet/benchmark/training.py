@@ -33,7 +33,8 @@ class DistillJob:
         batch: pictures a step.
         workers: loader processes of each side.
         images: JPEG files of 480x640 that are gone through again and again.
-        steps: steps of one timed run.
+        steps: steps of one timed run; in turn by the workers, so a multiple of their number where
+            loading is measured.
         checkpointing: recompute activations, on our side only.
 
     Raises:

@@ -58,12 +58,14 @@ class StoredWeights:
             EVA-CLIP, scalars of OpenAI's archives), by the name in the file.
         eva_clip: whether the file has the names of EVA-CLIP.
         metadata: of a safetensors file, its own; of a training checkpoint, ``epoch`` and ``name``.
+        student: whether it is a checkpoint of densedet's distillation; the student of it is read.
     """
 
     state: StateDict
     derived: StateDict
     eva_clip: bool
     metadata: dict[str, str]
+    student: bool = False
 
 
 def read_state_dict(path: PathLike) -> StateDict:
@@ -72,7 +74,8 @@ def read_state_dict(path: PathLike) -> StateDict:
     Args:
         path: .safetensors, or a torch file (.pt, .pth, .bin, TorchScript archive). A training
             checkpoint with the weights under ``state_dict`` or ``model`` and keys that start with
-            ``module.`` are understood; of a distillation's checkpoint the student is read.
+            ``module.`` are understood; of a distillation's checkpoint the student itself is read,
+            without interpolation.
 
     Returns:
         open_clip parameter names -> CPU tensors, half precision widened to fp32. The text tower's
@@ -97,7 +100,8 @@ def read_stored(path: PathLike) -> StoredWeights:
     state = _tensors(path, content)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if any(name.startswith(_STUDENT_PREFIX) for name in state):
+    student = any(name.startswith(_STUDENT_PREFIX) for name in state)
+    if student:
         state = {
             "visual." + name.removeprefix(_STUDENT_PREFIX): tensor
             for name, tensor in state.items()
@@ -107,7 +111,7 @@ def read_stored(path: PathLike) -> StoredWeights:
     names = [n for n in state if n in _ARCHIVE_SCALARS or (eva_clip and "rope." in n)]
     derived = {name: state.pop(name) for name in names}
     renamed = from_eva_clip_keys(state) if eva_clip else state
-    return StoredWeights(renamed, derived, eva_clip, metadata)
+    return StoredWeights(renamed, derived, eva_clip, metadata, student)
 
 
 def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

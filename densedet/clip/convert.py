@@ -60,17 +60,24 @@ class ClipWeights:
         model: the architecture, see :func:`densedet.clip.create_clip`.
         state: open_clip's names -> tensors in the dtypes of the file that they were read from.
         origin: of the file that they were first read from.
+        student: whether the image tower is the student of a distillation's checkpoint, as it
+            trained: without interpolation with its teacher.
     """
 
     model: str
     state: StateDict
     origin: Origin
+    student: bool = False
 
 
 def read_clip(
     path: PathLike, model: str, *, text_from: str | None = None, visual_only: bool = False
 ) -> ClipWeights:
     """Read a file of any supported format and hold it against an architecture.
+
+    A checkpoint of densedet's distillation holds the student itself. The interpolated weights that
+    such a training is evaluated with are those that it exports beside the checkpoint
+    (:class:`densedet.engine.interpolation.WeightInterpolation`).
 
     Args:
         path: see :func:`densedet.clip.read_state_dict`.
@@ -99,7 +106,7 @@ def read_clip(
         )
     fitted = _fit(clip_model, state, f"{path} for {model}", visual_only)
     origin = _remembered(path, stored.metadata) or _origin(stored, fitted)
-    return ClipWeights(model, fitted, origin)
+    return ClipWeights(model, fitted, origin, stored.student)
 
 
 def write_open_clip(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from densedet.data.panoptic_format import load_panoptic_format, register_panoptic_format
     from densedet.data.region_images import (
         read_proposal_file,
+        region_vocabulary,
         register_clipself,
         register_region_images,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "load_panoptic_format",
     "read_image",
     "read_proposal_file",
+    "region_vocabulary",
     "register_all",
     "register_clipself",
     "register_coco_format",
@@ -53,6 +55,7 @@ _MODULES = {
     "load_panoptic_format": "panoptic_format",
     "read_image": "images",
     "read_proposal_file": "region_images",
+    "region_vocabulary": "region_images",
     "register_all": "catalog",
     "register_clipself": "region_images",
     "register_coco_format": "catalog",

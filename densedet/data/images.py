@@ -3,14 +3,15 @@
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image, ImageFile
 
-from densedet.errors import ImageError
+from densedet.errors import DatasetError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,26 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageError(
             f"image {name} is truncated or corrupt ({error}); fetch or write it again"
         ) from error
+
+
+def check_image_size(record: Mapping[str, Any], width: int, height: int) -> None:
+    """Compare the size of an image with the one in its record, where the record has one.
+
+    Args:
+        record: in Detectron2's standard format.
+        width: of the image as it was read, pixels.
+        height: likewise.
+
+    Raises:
+        DatasetError: they differ.
+    """
+    stated = (record.get("width", width), record.get("height", height))
+    if stated != (width, height):
+        raise DatasetError(
+            f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
+            f"annotation record says {stated[0]}x{stated[1]}; the file or the annotation belongs "
+            "to another version of the data set"
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from densedet.data.images import read_image
+from densedet.data.images import check_image_size, read_image
 from densedet.errors import ConfigError, DatasetError
 
 
@@ -75,7 +75,9 @@ class DetectionMapper(DatasetMapper):
         """
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"])
-        _check_size(record, image)
+        height, width = image.shape[:2]
+        check_image_size(record, width, height)
+        record["width"], record["height"] = width, height
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
@@ -148,15 +150,3 @@ class DetectionMapper(DatasetMapper):
                 f"an annotation of image {file_name} (box {annotation['bbox']}) has a run-length "
                 "mask; set mask_format='bitmask'"
             )
-
-
-def _check_size(record: dict[str, Any], image: np.ndarray) -> None:
-    """Compare with the size in the record, or put it there."""
-    height, width = image.shape[:2]
-    stated = (record.setdefault("width", width), record.setdefault("height", height))
-    if stated != (width, height):
-        raise DatasetError(
-            f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"annotation record says {stated[0]}x{stated[1]}; the file or the annotation belongs "
-            "to another version of the data set"
-        )

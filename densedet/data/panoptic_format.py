@@ -198,7 +198,8 @@ def register_panoptic_format(
         json_file, image_root, panoptic_root, vocabulary, hint: see :func:`load_panoptic_format`.
 
     Raises:
-        DatasetError: the name is taken by another data set. The same call twice is fine.
+        DatasetError: the name is taken by another data set. The same call twice is fine. On
+            loading: as :func:`load_panoptic_format`, or the first PNG is missing.
     """
     arguments: dict[str, Any] = {
         "json_file": os.fspath(json_file),
@@ -220,7 +221,13 @@ def register_panoptic_format(
         for kind in ("thing", "stuff"):
             ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
             MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
-        return reader.records(image_root, panoptic_root)
+        records = reader.records(image_root, panoptic_root)
+        if records and not os.path.isfile(records[0]["pan_seg_file_name"]):
+            raise DatasetError(
+                f"segment map {records[0]['pan_seg_file_name']} of {json_file} does not exist; "
+                f"{hint or 'check the folder of the PNGs'}"
+            )
+        return records
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(

@@ -50,11 +50,27 @@ def read_proposal_file(path: str | os.PathLike[str], hint: str = "") -> dict[str
             image occurs twice, or a box or score is not finite. The message names the file.
     """
     name = Path(path)
+    content, is_json = _read(name, hint)
+    return _from_annotations(content, name) if is_json else _from_detectron2(content, name)
+
+
+def lists_images(path: str | os.PathLike[str]) -> bool:
+    """Whether a proposal file says which images there are: a COCO-format object with "images".
+
+    Raises:
+        DatasetError: the file is missing or damaged; see :func:`read_proposal_file`.
+    """
+    content, is_json = _read(Path(path), "")
+    return is_json and isinstance(content, dict) and "images" in content
+
+
+def _read(name: Path, hint: str) -> tuple[Any, bool]:
+    """The content, and whether it is that of a JSON file."""
     try:
         with name.open("rb") as file:
             is_json = file.read(64).lstrip()[:1] in (b"{", b"[")
             file.seek(0)
-            content = json.load(file) if is_json else _read_pickle(file, name)
+            return (json.load(file) if is_json else _read_pickle(file, name)), is_json
     except FileNotFoundError as error:
         raise DatasetError(f"proposal file {name} does not exist{hint and '; '}{hint}") from error
     except OSError as error:
@@ -66,7 +82,6 @@ def read_proposal_file(path: str | os.PathLike[str], hint: str = "") -> dict[str
             f"proposal file {name} is not valid JSON ({error}); it may be cut off: fetch or write "
             "it again"
         ) from error
-    return _from_annotations(content, name) if is_json else _from_detectron2(content, name)
 
 
 def _from_detectron2(content: Any, path: Path) -> dict[str, Proposals]:

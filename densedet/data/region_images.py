@@ -13,9 +13,16 @@ from detectron2.structures import BoxMode
 
 from densedet.data.annotation_file import category_names, read_annotation_file
 from densedet.data.proposal_file import Proposals, read_proposal_file
-from densedet.errors import DatasetError
+from densedet.errors import ConfigError, DatasetError, VocabularyError
+from densedet.vocabulary import Vocabulary
 
-__all__ = ["Proposals", "read_proposal_file", "register_clipself", "register_region_images"]
+__all__ = [
+    "Proposals",
+    "read_proposal_file",
+    "region_vocabulary",
+    "register_clipself",
+    "register_region_images",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +62,8 @@ def register_region_images(
     file, as in LVIS, the last two components of ``coco_url``), "height", "width", "image_id" and
     "annotations", each "bbox" in XYWH_ABS pixels as in the file, "bbox_mode", "category_id" (the
     rank of the category's id) and "iscrowd"; masks are left out. Loading sets the metadata
-    ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``; ``json_file`` is always there.
+    ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``; ``json_file``, ``image_root`` and
+    ``hint`` are always there.
 
     Args:
         name: name in Detectron2's catalogs.
@@ -100,8 +108,37 @@ def register_region_images(
     MetadataCatalog.get(name).set(
         json_file=arguments["json_file"],
         image_root=arguments["image_root"],
+        hint=hint,
         registration=arguments,
     )
+
+
+def region_vocabulary(name: str) -> Vocabulary:
+    """The categories of a registered data set, read from its annotation file.
+
+    Args:
+        name: of :func:`register_region_images` or :func:`register_clipself`.
+
+    Returns:
+        The vocabulary that the "category_id" of its records are indices into.
+
+    Raises:
+        ConfigError: there is no such data set, or it has no annotation file.
+        DatasetError: the file is missing, or its categories are wrong; the message names it.
+    """
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    path = None if metadata is None else metadata.get("json_file")
+    if metadata is None or path is None:
+        raise ConfigError(
+            f"no data set {name!r} with an annotation file is registered; register it in "
+            "dataloader.register, e.g. with densedet.data.register_clipself"
+        )
+    data = read_annotation_file(path, metadata.get("hint", ""))
+    category_names(data, path)
+    try:
+        return Vocabulary.from_coco(data)
+    except VocabularyError as error:
+        raise DatasetError(f"annotation file {path}: {error}") from error
 
 
 def register_clipself(root: str | os.PathLike[str] | None = None) -> None:

@@ -21,12 +21,12 @@ from densedet.clip import ClassEmbeddings, ClipVisual
 from densedet.data.images import read_image
 from densedet.data.region_images import register_region_images
 from densedet.errors import DatasetError, VocabularyError
-from densedet.regions.crops import Padding, crop_and_resize, crop_rectangles, normalise
+from densedet.modeling.region_encoder import embed_crops
+from densedet.regions.crops import Padding, crop_and_resize, crop_rectangles
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.category import prompt_key
 
 Labeller = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_CROPS_AT_ONCE = 128
 
 
 def frequent_categories(
@@ -95,6 +95,7 @@ def read_boxes(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
     proposal_file: str | os.PathLike[str] | None = None,
+    max_boxes: int | None = None,
 ) -> list[dict[str, Any]]:
     """Read images and the boxes that are to be labelled.
 
@@ -102,6 +103,8 @@ def read_boxes(
         json_file, image_root, proposal_file: see
             :func:`densedet.data.region_images.register_region_images`; without ``proposal_file``
             the boxes are those of the annotations that are no crowds.
+        max_boxes: the proposals of an image that are taken, those of the highest scores (without
+            scores the first in the file); None: all.
 
     Returns:
         For each image its "file_name", "image_id", "height", "width", and "boxes": float64
@@ -122,7 +125,7 @@ def read_boxes(
         boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         if proposal_file is not None:
-            boxes = torch.from_numpy(record["proposal_boxes"]).double()
+            boxes = torch.from_numpy(record["proposal_boxes"][:max_boxes]).double()
         record["boxes"] = boxes
     return records
 
@@ -166,18 +169,11 @@ class RegionLabeller:
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         image = image.to(self.device)
         rectangles = crop_rectangles(boxes, (image.shape[1], image.shape[2]), self.enlarge)
-        best = [self._closest(image, part) for part in rectangles.split(_CROPS_AT_ONCE)]
-        rows = torch.cat([row for row, _ in best])
-        return self.embeddings.groups[rows].cpu(), torch.cat([score for _, score in best]).cpu()
-
-    def _closest(self, image: Tensor, rectangles: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of the closest synonym, and its cosine."""
         size = self.visual.image_size[0]
         pixels = crop_and_resize([image], [rectangles], size, self.padding)
-        crops = normalise(pixels, self.visual.pixel_mean, self.visual.pixel_std)
-        vectors = F.normalize(self.visual.embed_images(crops).float(), dim=1)
+        vectors = F.normalize(embed_crops(self.visual, pixels).float(), dim=1)
         scores, rows = (vectors @ self.embeddings.vectors.T).max(dim=1)
-        return rows, scores
+        return self.embeddings.groups[rows].cpu(), scores.cpu()
 
 
 def label_boxes(

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densedet.data.images import read_image
-from densedet.errors import ConfigError, DatasetError, ImageError
+from densedet.data.images import check_image_size, read_image
+from densedet.errors import ConfigError, ImageError
 from densedet.regions.crops import crop_and_resize, whole_image
 from densedet.regions.sampling import Regions
 
 logger = logging.getLogger(__name__)
+
+MIN_SIDE = 10  # pixels; CLIPSelf uses no smaller images
 
 
 class RegionMapper:
@@ -40,7 +42,7 @@ class RegionMapper:
         regions: Callable[[dict[str, Any], tuple[int, int]], Regions],
         *,
         pil_sizes: tuple[int, int] | None = None,
-        min_side: int = 10,
+        min_side: int = MIN_SIDE,
         skip_unreadable: bool = False,
     ) -> None:
         if pil_sizes is not None and (len(pil_sizes) != 2 or min(pil_sizes) < 1):
@@ -77,7 +79,7 @@ class RegionMapper:
             logger.warning("another image is drawn: %s", error)
             return None
         height, width = pixels.shape[:2]
-        _check_size(dataset_dict, width, height)
+        check_image_size(dataset_dict, width, height)
         if min(height, width) < self.min_side:
             return None
         regions = self.regions(dataset_dict, (height, width))
@@ -103,13 +105,3 @@ class RegionMapper:
             "student": crop_and_resize([image], [whole_image(image)], student, "corner", "pil")[0],
             "crops": crop_and_resize([image], [rectangles], crop, "centre", "pil"),
         }
-
-
-def _check_size(record: dict[str, Any], width: int, height: int) -> None:
-    stated = (record.get("width", width), record.get("height", height))
-    if stated != (width, height):
-        raise DatasetError(
-            f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"annotation record says {stated[0]}x{stated[1]}; the file or the annotation belongs "
-            "to another version of the data set"
-        )

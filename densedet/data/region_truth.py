@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densedet.data.images import read_image
+from densedet.data.images import check_image_size, read_image
 from densedet.errors import DatasetError
 from densedet.regions.crops import crop_rectangles
 from densedet.regions.masks import mask_cells
@@ -65,7 +65,9 @@ class RegionTruthMapper:
             DatasetError: the sizes differ, or a segment lacks a key or is not in the map.
         """
         image = read_image(dataset_dict["file_name"])
-        segment_map = _read_segments(dataset_dict, image)
+        height, width = image.shape[:2]
+        check_image_size(dataset_dict, width, height)
+        segment_map = _read_segments(dataset_dict, width, height)
         segments = dataset_dict["segments_info"][: self.max_segments]
         _check_segments(segments, dataset_dict["pan_seg_file_name"])
         boxes, cells = self._boxes_and_cells(segment_map, segments, dataset_dict)
@@ -73,7 +75,6 @@ class RegionTruthMapper:
         is_thing = torch.tensor([bool(s["isthing"]) for s in segments], dtype=torch.bool)[kept]
         labels = torch.tensor([s["category_id"] for s in segments], dtype=torch.int64)[kept]
         boxes = boxes[kept]
-        height, width = image.shape[:2]
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "regions": boxes,
@@ -118,19 +119,16 @@ class RegionTruthMapper:
         return torch.where(is_thing[:, None], enlarged, crop_rectangles(boxes, image_size))
 
 
-def _read_segments(record: dict[str, Any], image: np.ndarray) -> Tensor:
+def _read_segments(record: dict[str, Any], width: int, height: int) -> Tensor:
     """The segment id of each pixel ``[H, W]`` int32: id = R + 256 G + 256^2 B."""
     path = record["pan_seg_file_name"]
     colours = read_image(path)
-    size = image.shape[:2]
-    stated = (record.get("height", size[0]), record.get("width", size[1]))
-    for name, found in ((path, colours.shape[:2]), (f"the record of {path}", stated)):
-        if found != size:
-            raise DatasetError(
-                f"image {record['file_name']} is {size[1]}x{size[0]} pixels (width x height), but "
-                f"{name} says {found[1]}x{found[0]}; they belong to different versions of the data "
-                "set: fetch them again"
-            )
+    if colours.shape[:2] != (height, width):
+        raise DatasetError(
+            f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
+            f"segment map {path} is {colours.shape[1]}x{colours.shape[0]}; they belong to "
+            "different versions of the data set: fetch them again"
+        )
     channels = torch.from_numpy(colours).to(torch.int32)
     return channels[..., 0] + 256 * channels[..., 1] + 256**2 * channels[..., 2]
 

@@ -28,13 +28,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_sem_seg, register_coco_panoptic
+from detectron2.data.datasets import load_sem_seg
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from densedet.data.catalog import register_coco_format
+from densedet.data.panoptic_format import register_panoptic_format
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
 from densedet.errors import DatasetError, OutputError
 from densedet.vocabulary import Vocabulary
@@ -273,7 +274,14 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
                 drop_unlisted=split.startswith("fold"),
             )
     for part in ("train", "val"):
-        _register_panoptic(folder, part)
+        register_panoptic_format(
+            f"shapes_world_panoptic_{part}",
+            folder / "annotations" / f"panoptic_{part}.json",
+            folder / part,
+            folder / f"panoptic_{part}",
+            Vocabulary.named(VOCABULARY),
+            hint=hint,
+        )
         _register_semantic(folder, part)
 
 
@@ -281,32 +289,6 @@ def _detection_sets(split: str) -> Iterator[tuple[str, str, bool]]:
     yield f"shapes_world_{split}_train_seen", "train", True
     yield f"shapes_world_{split}_train", "train", False
     yield f"shapes_world_{split}_val", "val", False
-
-
-def _register_panoptic(folder: Path, part: str) -> None:
-    name = f"shapes_world_panoptic_{part}"
-    if name in DatasetCatalog:
-        return
-    vocabulary = Vocabulary.named(VOCABULARY)
-    labels = list(vocabulary.labels)
-    kinds = [category.kind for category in vocabulary]
-    things = {i + 1: i for i, kind in enumerate(kinds) if kind == "thing"}
-    stuff = {i + 1: i for i, kind in enumerate(kinds) if kind == "stuff"}
-    metadata = {
-        "thing_classes": labels,
-        "stuff_classes": labels,
-        "thing_dataset_id_to_contiguous_id": things,
-        "stuff_dataset_id_to_contiguous_id": stuff,
-        "vocabulary": vocabulary,
-    }
-    register_coco_panoptic(
-        name,
-        metadata,
-        str(folder / part),
-        str(folder / f"panoptic_{part}"),
-        str(folder / "annotations" / f"panoptic_{part}.json"),
-        str(folder / "annotations" / f"instances_{part}.json"),
-    )
 
 
 def _register_semantic(folder: Path, part: str) -> None:

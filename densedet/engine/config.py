@@ -191,11 +191,14 @@ def build(cfg: Any, name: str) -> Any:
             raise DatasetError(f"{name}: {reason}") from error
         if isinstance(error, KeyError):
             raise
-        raise ConfigError(f"{name}: {' '.join(reason.split()) or _failed_line(error)}") from error
+        parts = [" ".join(reason.split())]
+        if isinstance(error, AssertionError) or not parts[0]:  # its text may be a mere path
+            parts.append(_failed_line(error))
+        raise ConfigError(f"{name}: {'; '.join(filter(None, parts))}") from error
 
 
 def _failed_line(error: Exception) -> str:
-    """Return what an exception without a message, e.g. of a bare ``assert``, was raised by."""
+    """Return what an exception, e.g. of an ``assert``, was raised by."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at '{frame.line}' ({Path(frame.filename).name}:{frame.lineno})"
 

@@ -42,12 +42,7 @@ def interpolate(student: nn.Module, teacher: nn.Module, alpha: float) -> StateDi
         ConfigError: the two have other names or shapes.
     """
     own, other = student.state_dict(), teacher.state_dict()
-    odd = sorted(own.keys() ^ other.keys()) or [k for k in own if own[k].shape != other[k].shape]
-    if odd:
-        raise ConfigError(
-            f"weights of two architectures cannot be interpolated: student and teacher differ in "
-            f"{abbreviated(odd)}; build both from the same CLIP"
-        )
+    _check_alike(own, other)
     with torch.no_grad():
         return {
             name: torch.lerp(other[name].to(value.dtype), value, alpha)
@@ -55,6 +50,15 @@ def interpolate(student: nn.Module, teacher: nn.Module, alpha: float) -> StateDi
             else value.clone()
             for name, value in own.items()
         }
+
+
+def _check_alike(own: StateDict, other: StateDict) -> None:
+    odd = sorted(own.keys() ^ other.keys()) or [k for k in own if own[k].shape != other[k].shape]
+    if odd:
+        raise ConfigError(
+            f"weights of two architectures cannot be interpolated: student and teacher differ in "
+            f"{abbreviated(odd)}; build both from the same CLIP"
+        )
 
 
 class WeightInterpolation(HookBase):
@@ -83,6 +87,16 @@ class WeightInterpolation(HookBase):
             )
         self.alpha = float(alpha)
         self._export = None if export is None else _checked(export)
+
+    def before_train(self) -> None:
+        """Refuse a model that cannot be interpolated.
+
+        Raises:
+            ConfigError: the model has no student and teacher of one architecture.
+        """
+        model = self.trainer.model
+        student, teacher = _pair(getattr(model, "module", model))
+        _check_alike(student.state_dict(), teacher.state_dict())
 
     @contextmanager
     def evaluation_weights(self, model: nn.Module) -> Iterator[None]:

@@ -77,9 +77,11 @@ def _results(folder: Path) -> dict[str, Any]:
 
 def _read_json(file: Path, remedy: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds a {type(content).__name__} instead of an object: {remedy}")
     return content
 
 

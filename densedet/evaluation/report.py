@@ -124,7 +124,7 @@ def build_report(
         regions: the figures of region classification of each CLIP, by its name.
         curves: the loss of each detector.
         pictures: PNG files with captions.
-        facts: what else to state: counts, seeds, versions.
+        facts: what else to state: counts, of which "training scenes" must be one, seeds, versions.
     """
     shown = "".join(
         f"<figure>{_image(path.read_bytes(), text)}"
@@ -139,9 +139,10 @@ def build_report(
 <html lang="en"><head><meta charset="utf-8"><title>densedet quickstart</title>
 <style>{_STYLE}</style></head><body>
 <h1>Detections of classes never trained on</h1>
-<p>First the tiny CLIP teaches itself to see regions (CLIPSelf): 600 pictures, no label. How many
-ground-truth regions of the validation scenes its dense map names rightly among all 70 words, mean
-over the classes in percent, before and after:</p>
+<p>First the tiny CLIP teaches itself to see regions (CLIPSelf):
+{facts["training scenes"]} pictures, no label. How many ground-truth regions of the validation
+scenes its dense map names rightly among all 70 words, mean over the classes in percent, before and
+after:</p>
 {_regions(regions)}
 <p>Other ways to name a box with the same two models:</p>
 {_baselines(regions)}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from densedet.clip import ClipVisual
 from densedet.clip.resnet import ResNetVisual
-from densedet.clip.visual import DensePath
+from densedet.clip.visual import DensePath, TokenVisual
 from densedet.clip.vit import VitVisual
 from densedet.errors import ConfigError
 from densedet.regions.crops import (
@@ -27,7 +27,46 @@ _DENSE_PATHS: dict[str, DensePath] = {
     "boxes_values": "values",
 }
 MODES = (*_DENSE_PATHS, "boxes_attention", "crops")
-_CROPS_AT_ONCE = 64
+_CROPS_AT_ONCE = 256
+
+
+def check_modes(visual: ClipVisual, modes: Sequence[str]) -> None:
+    """Refuse modes of :func:`embed_regions` that do not exist, or not for this tower.
+
+    Raises:
+        ConfigError: names the mode.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise ConfigError(f"no region mode {mode!r}; choose from {', '.join(MODES)}")
+        if _DENSE_PATHS.get(mode, "value") != "value":
+            supported = isinstance(visual, TokenVisual)
+        else:
+            supported = mode != "boxes_attention" or isinstance(visual, (VitVisual, ResNetVisual))
+        if not supported:
+            raise ConfigError(
+                f"the region mode {mode!r} is not defined for a {type(visual).__name__}; leave it "
+                "out of the modes"
+            )
+
+
+def embed_crops(visual: ClipVisual, pixels: Tensor) -> Tensor:
+    """Normalise crops and embed them, so many at once that the memory is bounded.
+
+    Args:
+        visual: the image tower. Neither its mode nor gradients are touched here.
+        pixels: uint8 ``[K, 3, c, c]`` on the device of the tower; K may be 0.
+
+    Returns:
+        ``[K, D]`` image embeddings, not normalised.
+    """
+    if not len(pixels):
+        return torch.zeros(0, visual.embed_dim, device=pixels.device)
+    parts = [
+        visual.embed_images(normalise(part, visual.pixel_mean, visual.pixel_std))
+        for part in pixels.split(_CROPS_AT_ONCE)
+    ]
+    return torch.cat(parts)
 
 
 def embed_regions(
@@ -68,9 +107,7 @@ def embed_regions(
     Raises:
         ConfigError: a mode is unknown, or this tower does not have it.
     """
-    for mode in modes:
-        if mode not in MODES:
-            raise ConfigError(f"no region mode {mode!r}; choose from {', '.join(MODES)}")
+    check_modes(visual, modes)
     if not samples:
         return []
     device = next(visual.parameters()).device
@@ -78,7 +115,9 @@ def embed_regions(
     found: dict[str, list[Tensor]] = {}
     if "crops" in modes:
         rectangles = [sample["crop_rectangles"] for sample in samples]
-        found["crops"] = _embed_crops(visual, images, rectangles, crop_size, crop_padding)
+        pixels = crop_and_resize(images, rectangles, crop_size, crop_padding)
+        counts = [len(image_rectangles) for image_rectangles in rectangles]
+        found["crops"] = list(embed_crops(visual, pixels).split(counts))
     if set(modes) - {"crops"}:
         squares = _squares(visual, images, image_size)
         boxes = [_boxes_in_square(sample, image_size, device) for sample in samples]
@@ -99,24 +138,6 @@ def _squares(visual: ClipVisual, images: list[Tensor], size: int) -> Tensor:
 def _boxes_in_square(sample: dict[str, Any], size: int, device: torch.device) -> Tensor:
     height, width = sample["image"].shape[1:]
     return scale_boxes(sample["regions"], (height, width), size).to(device)
-
-
-def _embed_crops(
-    visual: ClipVisual,
-    images: list[Tensor],
-    rectangles: list[Tensor],
-    size: int,
-    padding: Padding,
-) -> list[Tensor]:
-    counts = [len(image_rectangles) for image_rectangles in rectangles]
-    if not sum(counts):
-        return [images[0].new_zeros(0, visual.embed_dim, dtype=torch.float32) for _ in counts]
-    pixels = crop_and_resize(images, rectangles, size, padding)
-    parts = [
-        visual.embed_images(normalise(part, visual.pixel_mean, visual.pixel_std))
-        for part in pixels.split(_CROPS_AT_ONCE)
-    ]
-    return list(torch.cat(parts).split(counts))
 
 
 def _pool_dense_maps(
@@ -147,11 +168,7 @@ def _attend(visual: ClipVisual, squares: Tensor, boxes: list[Tensor]) -> list[Te
     if isinstance(visual, ResNetVisual):
         counts = [len(image_boxes) for image_boxes in boxes]
         return list(visual.attend_boxes(squares, boxes).split(counts))
-    if not isinstance(visual, VitVisual):
-        raise ConfigError(
-            f"the region mode 'boxes_attention' is not defined for a {type(visual).__name__}; "
-            "leave it out of the modes"
-        )
+    assert isinstance(visual, VitVisual)  # check_modes
     height, width = squares.shape[2] // visual.stride, squares.shape[3] // visual.stride
     masks = [box_masks(image_boxes, (height, width), visual.stride) for image_boxes in boxes]
     pairs = zip(squares.split(1), masks, strict=True)

@@ -20,9 +20,13 @@ class EmbeddingCache:
     of what made the embeddings. Processes may share a folder: a file is replaced as a whole, so
     what is lost, if two write the same image at once, is only made again.
 
+    A folder belongs to one data set: images are told apart by their keys alone, and another data
+    set may give the same id and file name to other pixels.
+
     Args:
         folder: where the files are; made when the first one is written.
-        identity: of everything that the embeddings depend on: weights, crop size, padding, ...
+        identity: of everything but the image that the embeddings depend on: weights, crop size,
+            padding, precision, ...
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: str) -> None:

@@ -31,6 +31,10 @@ def test_crops(precision):
 def test_sizes_are_checked():
     with pytest.raises(ConfigError, match="--images 0 must be at least 1"):
         CropSizes(images=0)
+    with pytest.raises(ConfigError, match="--height 9 must be at least 10"):
+        CropSizes(height=9)
+    with pytest.raises(ConfigError, match="--width 9 must be at least 10"):
+        CropSizes(width=9)
 
 
 @pytest.mark.cuda

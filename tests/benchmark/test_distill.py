@@ -118,6 +118,11 @@ def test_wrong_jobs(options, message):
         replace(JOB, **options)
 
 
+def test_steps_that_do_not_use_all_workers_alike():
+    with pytest.raises(ConfigError, match="--steps 3 must be a multiple of --workers 2"):
+        run_distill(replace(JOB, workers=2, steps=3))
+
+
 def test_sizes_that_do_not_fit_the_model():
     with pytest.raises(ConfigError, match="--image-size 100 is no multiple of 8, the stride of"):
         replace(JOB, image_size=100).build_tower()

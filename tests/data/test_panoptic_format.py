@@ -156,6 +156,8 @@ def test_registration_reads_nothing_until_the_data_set_is_loaded(data, tmp_path,
         DatasetCatalog.get("mini")
 
     write_panoptic(data)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/four.png").touch()
 
     assert [record["image_id"] for record in DatasetCatalog.get("mini")] == [4, 9]
     metadata = MetadataCatalog.get("mini")
@@ -189,6 +191,10 @@ def test_coco_panoptic_val_is_found_in_its_usual_place(tmp_path):
         "categories": categories,
     }
     (folder / "panoptic_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"segment map .*/1\.png of .* not exist; COCO 2017"):
+        DatasetCatalog.get("coco_panoptic_val")
+    (tmp_path / "coco/panoptic_val2017").mkdir()
+    (tmp_path / "coco/panoptic_val2017/1.png").touch()
     (record,) = DatasetCatalog.get("coco_panoptic_val")
     assert [s["category_id"] for s in record["segments_info"]] == [132, 79, 0]
     assert record["pan_seg_file_name"] == str(tmp_path / "coco/panoptic_val2017/1.png")

@@ -8,8 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
-from densedet.data import register_clipself, register_region_images
-from densedet.errors import DatasetError
+from densedet.data import region_vocabulary, register_clipself, register_region_images
+from densedet.errors import ConfigError, DatasetError
 from densedet.regions import BoxRegions
 
 
@@ -180,3 +180,27 @@ def test_clipself_reads_detectron2s_layout(write, tiny, tmp_path, monkeypatch):
     assert counts == {"train": 3, "proposals": 3, "regionclip": 1}
     images = {Path(r["file_name"]).parent for r in DatasetCatalog.get("clipself_coco_train")}
     assert images == {tmp_path / "sets/coco/train2017"}
+
+
+def test_the_vocabulary_of_the_labels_has_the_order_of_the_records(write, tiny, tmp_path):
+    source = write(tiny)
+    register_clipself(tmp_path / "sets")
+    with pytest.raises(DatasetError, match=r"coco_pseudo_4764.json does not .*make_region_labels"):
+        region_vocabulary("clipself_coco_regionclip")
+    (tmp_path / "sets/coco/annotations").mkdir(parents=True)
+    (tmp_path / "sets/coco/annotations/coco_pseudo_4764.json").write_bytes(source.read_bytes())
+    vocabulary = region_vocabulary("clipself_coco_regionclip")
+    assert vocabulary.labels == ("cat", "zebra", "dog")  # ids 2, 5, 44
+    DatasetCatalog.get("clipself_coco_regionclip")
+    classes = MetadataCatalog.get("clipself_coco_regionclip").thing_classes
+    assert list(vocabulary.labels) == classes
+
+
+def test_a_vocabulary_of_nothing(write, tiny):
+    with pytest.raises(ConfigError, match="no data set 'clipself_coco' with an annotation file"):
+        region_vocabulary("clipself_coco")
+    tiny["categories"][0]["name"] = " "
+    path = write(tiny)
+    register_region_images("regions", path, path.parent)
+    with pytest.raises(DatasetError, match=rf"{re.escape(str(path))}: category 1.*empty"):
+        region_vocabulary("regions")

@@ -152,10 +152,10 @@ def test_missing_and_corrupt_files(record, tmp_path, file, key):
 
 
 def test_sizes_that_differ(record, tmp_path):
-    with pytest.raises(DatasetError, match=r"a\.bmp is 60x40 .*the record of .* says 50x40"):
+    with pytest.raises(DatasetError, match=r"a\.bmp is 60x40 .*record says 50x40"):
         RegionTruthMapper(96, 16)({**record, "width": 50})
     save_segments(np.full((40, 61), 7), tmp_path / "a.png")
-    with pytest.raises(DatasetError, match=r"a\.bmp is 60x40 .*a\.png says 61x40"):
+    with pytest.raises(DatasetError, match=r"a\.bmp is 60x40 .*a\.png is 61x40"):
         RegionTruthMapper(96, 16)(record)
 
 

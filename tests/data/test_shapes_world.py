@@ -219,17 +219,48 @@ def test_panoptic_and_semantic_are_registered(registered):
     assert [r["file_name"] for r in panoptic] == [r["file_name"] for r in semantic]
 
 
-def test_a_missing_data_set_says_how_to_make_it(tmp_path):
-    before = set(DatasetCatalog)
-    # the names may be taken by another test's root: look at the message of a fresh one
-    for name in [n for n in before if n.startswith("shapes_world")]:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    register_shapes_world(tmp_path)
-    try:
-        with pytest.raises(DatasetError, match="tools/prepare_shapes_world.py --root"):
-            DatasetCatalog.get("shapes_world_kind_val")
-    finally:
+def test_panoptic_categories_are_those_of_the_vocabulary(registered):
+    records = DatasetCatalog.get("shapes_world_panoptic_val")
+    metadata = MetadataCatalog.get("shapes_world_panoptic_val")
+    vocabulary = Vocabulary.named("shapes_world")
+    assert metadata.vocabulary == vocabulary
+    assert metadata.thing_classes == metadata.stuff_classes == list(vocabulary.labels)
+    things, stuff = (
+        getattr(metadata, f"{kind}_dataset_id_to_contiguous_id") for kind in ("thing", "stuff")
+    )
+    assert {**things, **stuff} == {i + 1: i for i in range(70)} and len(things) == 64
+    for record in records:
+        for segment in record["segments_info"]:
+            thing = vocabulary.kinds[segment["category_id"]] == "thing"
+            assert segment["isthing"] is thing
+
+
+@pytest.fixture
+def _nothing_registered():
+    """The names may be taken by another test's root."""
+
+    def forget():
         for name in [n for n in set(DatasetCatalog) if n.startswith("shapes_world")]:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("_nothing_registered")
+@pytest.mark.parametrize("name", ["shapes_world_kind_val", "shapes_world_panoptic_val"])
+def test_a_missing_data_set_says_how_to_make_it(tmp_path, name):
+    register_shapes_world(tmp_path)
+    with pytest.raises(DatasetError, match=r"json does not .*tools/prepare_shapes_world.py --root"):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.usefixtures("_nothing_registered")
+def test_a_missing_segment_map_says_how_to_make_it(tmp_path):
+    write_shapes_world(tmp_path, ShapesWorldRecipe(train=1, val=1))
+    (tmp_path / "shapes_world/panoptic_val/000000.png").unlink()
+    register_shapes_world(tmp_path)
+    with pytest.raises(DatasetError, match=r"000000.png of .* not exist; make it with: .* --root"):
+        DatasetCatalog.get("shapes_world_panoptic_val")

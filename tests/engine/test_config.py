@@ -71,6 +71,8 @@ class Picky:
     def __init__(self, how):
         if how == "bare":
             raise AssertionError
+        if how == "path":
+            raise AssertionError("data/1.png")
         raise {"value": ValueError, "type": TypeError, "own": DatasetError, "key": KeyError}[how](
             f"{how}:\n  refused"
         )
@@ -85,6 +87,11 @@ class Picky:
             L(Picky)(how="bare"),
             ConfigError,
             "model: AssertionError at 'raise AssertionError' (",
+        ),
+        (
+            L(Picky)(how="path"),
+            ConfigError,
+            "model: data/1.png; AssertionError at 'raise AssertionError(\"data/1.png\")' (test_",
         ),
         (L(Picky)(how=L(Picky)(how="own")), DatasetError, "own:\n  refused"),
         (L(Picky)(how="key"), KeyError, "'key:"),

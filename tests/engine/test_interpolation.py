@@ -216,6 +216,7 @@ def test_a_model_without_teacher(load_tiny, tmp_path):
     cfg = load_tiny("plain", f"train.hooks=[{{_target_: {name}, alpha: 0.5}}]", "train.max_iter=1")
     with pytest.raises(ConfigError, match="PlainModel has no student and teacher"):
         train(cfg)
+    assert not (tmp_path / "out/model_final.pth").exists()  # it was seen before the training
 
 
 def test_towers_of_two_architectures():

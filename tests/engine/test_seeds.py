@@ -99,3 +99,12 @@ def test_a_folder_of_another_run_is_refused(tmp_path, run):
     with pytest.raises(ConfigError, match="another training was there"):
         run("1.0")
     assert (tmp_path / "own/count").read_text() == "x"
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_folder_with_another_kind_of_file(tmp_path, run, content):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/seed_run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"seed_run\.json holds a \w+ instead of an object: ano"):
+        run("1.0")
+    assert not (tmp_path / "own/count").exists()

@@ -48,10 +48,12 @@ def test_page_is_self_contained(tmp_path):
         {"before": regions},
         {"clip": [(0, 2.0), (1, 1.0)]},
         [(picture, "x & y")],
-        {},
+        {"training scenes": 12},
     )
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>clip</td>" in page and "&lt;b&gt;" in page and "x &amp; y" in page
     assert ">51.2</td>" in page and ">–</td>" in page
+    assert re.search(r"\(CLIPSelf\):\s12 pictures, no label", page)
+    assert "<td>training scenes</td><td>12</td>" in page
     assert ">33.2</td>" in page and ">77.7</td>" in page

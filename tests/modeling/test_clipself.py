@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import roi_align
 
-from densedet.errors import CheckpointError
+from densedet.errors import CheckpointError, ConfigError
 from densedet.modeling.meta_arch import CLIPSelf
 from densedet.regions.crops import crop_and_resize, normalise, whole_image
 
@@ -37,6 +37,16 @@ def samples():
             }
         )
     return found
+
+
+def with_pixels(sample, student_size, crop_size):
+    """The sample as a RegionMapper with pil_sizes makes it."""
+    image = [sample["image"]]
+    student = crop_and_resize(image, [whole_image(*image)], student_size, "corner", "pil")[0]
+    crops = crop_and_resize(image, [sample["crop_rectangles"]], crop_size, "centre", "pil")
+    made = {**sample, "student": student, "crops": crops}
+    del made["image"]
+    return made
 
 
 @pytest.fixture
@@ -108,15 +118,7 @@ def test_teacher_is_a_copy_that_stays(make_model, samples):
 
 def test_pixels_of_the_loader_and_of_the_device_give_the_same_loss(make_model, samples):
     model = make_model()
-    made = []
-    for sample in samples:
-        whole = whole_image(sample["image"])
-        student = crop_and_resize([sample["image"]], [whole], SIZES["b16"], "corner", "pil")[0]
-        crops = crop_and_resize(
-            [sample["image"]], [sample["crop_rectangles"]], model.crop_size, "centre", "pil"
-        )
-        made.append({**sample, "student": student, "crops": crops})
-        del made[-1]["image"]
+    made = [with_pixels(sample, SIZES["b16"], model.crop_size) for sample in samples]
     expected = model(made)["loss_cosine"]
     torch.testing.assert_close(model(samples)["loss_cosine"], expected, rtol=0, atol=1e-4)
     assert model.teacher_cache is None
@@ -130,6 +132,76 @@ def test_cached_teacher_embeddings_are_those_of_the_teacher(make_model, samples,
     second = make_model(teacher_cache=str(tmp_path / "cache"))
     second.teacher.embed_images = None  # it would fail if the teacher were asked again
     torch.testing.assert_close(second(samples)["loss_cosine"], expected)
+
+
+def test_only_the_rectangles_that_are_not_known_are_embedded(make_model, samples, tmp_path):
+    expected = make_model()._teacher_embeddings(samples)
+    model = make_model(teacher_cache=str(tmp_path / "cache"))
+    embed, counts = model.teacher.embed_images, []
+    model.teacher.embed_images = lambda crops: counts.append(len(crops)) or embed(crops)
+    # of the first picture rectangles 1 and 2, then all three; of the second all, then none
+    drawn = [{**samples[0], "crop_rectangles": samples[0]["crop_rectangles"][1:]}, samples[1]]
+    first = model._teacher_embeddings(drawn)
+    again = model._teacher_embeddings(samples)
+    nothing = {**samples[1], "crop_rectangles": samples[1]["crop_rectangles"][:0]}
+    torch.testing.assert_close(model._teacher_embeddings([nothing, samples[0]]), expected[:3])
+    assert counts == [4, 1]
+    torch.testing.assert_close(first, expected[1:])
+    torch.testing.assert_close(again, expected)
+
+
+def test_cached_crops_of_the_loader(make_model, samples, tmp_path):
+    made = [with_pixels(sample, SIZES["b16"], 64) for sample in samples]
+    model = make_model(teacher_cache=str(tmp_path / "cache"))
+    rows = {name: made[0][name][:1] for name in ("crops", "crop_rectangles")}
+    model._teacher_embeddings([{**made[0], **rows}])
+    expected = make_model()._teacher_embeddings(made)
+    torch.testing.assert_close(model._teacher_embeddings(made), expected)
+
+
+def test_a_cache_of_another_precision_is_not_used(make_model, samples, tmp_path):
+    folder = str(tmp_path / "cache")
+    make_model(teacher_cache=folder)(samples)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(CheckpointError, match="with other settings"),
+    ):
+        make_model(teacher_cache=folder)(samples)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((80, 64), "student pixels of side 80, but model.student_size is 96"),
+        ((96, 48), "crops pixels of side 48, but model.crop_size is 64"),
+    ],
+)
+def test_pixels_of_the_loader_of_another_size(make_model, samples, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_model()([with_pixels(sample, *sizes) for sample in samples])
+
+
+def test_crops_of_the_loader_have_a_padding_of_their_own(make_model, samples):
+    made = [with_pixels(sample, SIZES["b16"], 64) for sample in samples]
+    with pytest.raises(ConfigError, match="crop_padding='stretch', but RegionMapper.pil_sizes"):
+        make_model(crop_padding="stretch")(made)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"student_size": 100}, "model.student_size=100 must be a multiple of 16, the stride of"),
+        ({"crop_size": 40}, "model.crop_size=40 must be a multiple of 16, the stride of the teach"),
+        ({"crop_size": 0}, "model.crop_size=0 must be a multiple of 16"),
+        ({"crop_padding": "left"}, "model.crop_padding='left': choose from centre, corner, str"),
+        ({"crop_backend": "gpu"}, "model.crop_backend='gpu': choose from device, pil"),
+        ({"modes": ["boxes", "rois"]}, "no region mode 'rois'"),
+        ({"kind": "resnet", "modes": ["boxes_values"]}, "'boxes_values' is not defined for"),
+    ],
+)
+def test_wrong_arguments_are_found_before_the_training(make_model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_model(**options)
 
 
 def test_a_cache_of_another_teacher_is_not_used(make_model, samples, tmp_path):

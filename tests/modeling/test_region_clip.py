@@ -152,6 +152,12 @@ def test_low_precision_computes_logits_in_fp32(make_model, samples):
     assert loss.item() == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["teacher", "teacher_cache"])
+def test_there_is_no_teacher_to_choose(make_model, name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        make_model(**{name: None})
+
+
 def test_samples_without_labels(make_model, samples):
     del samples[0]["region_labels"]
     with pytest.raises(ConfigError, match="needs the labels of the boxes"):

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from densedet.clip import create_visual
 from densedet.errors import ConfigError
-from densedet.modeling.region_encoder import MODES, embed_regions
+from densedet.modeling.region_encoder import MODES, check_modes, embed_crops, embed_regions
 from densedet.regions import box_masks, pool_boxes, pool_masks
 from densedet.regions.crops import crop_and_resize, normalise, whole_image
 
@@ -118,10 +119,10 @@ def test_many_crops_are_embedded_in_parts(make_visual, samples):
     visual = make_visual("b16")
     sample = samples[0]
     few = embed_regions(visual, [sample], image_size=SIZE, crop_size=CROP, modes=["crops"])
-    sample["crop_rectangles"] = sample["crop_rectangles"].repeat(30, 1)
+    sample["crop_rectangles"] = sample["crop_rectangles"].repeat(100, 1)
     many = embed_regions(visual, [sample], image_size=SIZE, crop_size=CROP, modes=["crops"])
     torch.testing.assert_close(
-        many[0]["crops"], few[0]["crops"].repeat(30, 1), rtol=1e-4, atol=1e-5
+        many[0]["crops"], few[0]["crops"].repeat(100, 1), rtol=1e-4, atol=1e-5
     )
 
 
@@ -154,10 +155,24 @@ def test_gradients_reach_the_tower(make_visual, samples):
     ("kind", "mode", "message"),
     [
         ("b16", "rois", "no region mode 'rois'; choose from boxes, masks"),
-        ("resnet", "boxes_tokens", "'tokens'"),
-        ("resnet", "boxes_values", "'values'"),
+        ("resnet", "boxes_tokens", "'boxes_tokens' is not defined for a ResNetVisual"),
+        ("resnet", "boxes_values", "'boxes_values' is not defined for a ResNetVisual"),
     ],
 )
 def test_modes_that_do_not_exist(make_visual, samples, kind, mode, message):
     with pytest.raises(ConfigError, match=message):
         embed_regions(make_visual(kind), samples, image_size=SIZE, crop_size=CROP, modes=[mode])
+
+
+def test_an_eva_tower_has_no_attention_over_boxes():
+    with torch.device("meta"):
+        visual = create_visual("EVA02-B-16")
+    check_modes(visual, [mode for mode in MODES if mode != "boxes_attention"])
+    with pytest.raises(ConfigError, match="'boxes_attention' is not defined for .* EvaVisual"):
+        check_modes(visual, ["boxes", "boxes_attention"])
+
+
+def test_no_crops(make_visual):
+    visual = make_visual("b16")
+    found = embed_crops(visual, torch.zeros(0, 3, CROP, CROP, dtype=torch.uint8))
+    assert found.shape == (0, visual.embed_dim) and found.dtype == torch.float32

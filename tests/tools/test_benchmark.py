@@ -96,6 +96,8 @@ def test_every_benchmark_is_on_the_page():
         (["distill", "--device", "cpu", "--precision", "fp16"], "fp16 needs a CUDA device"),
         (["distill", "--model", "no-such-clip"], "no CLIP architecture named 'no-such-clip'"),
         (["distill", "--model", "densedet-tiny", "--image-size", "1"], "no multiple of 8"),
+        (["crops", "--height", "9"], "--height 9 must be at least 10"),
+        (["distill", "--workers", "2"], "--steps 1 must be a multiple of --workers 2"),
         (["distill", "--batch", "0"], "--batch 0 must be at least 1"),
     ],
 )

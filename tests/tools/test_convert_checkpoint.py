@@ -62,12 +62,19 @@ def test_there_and_back(tmp_path: Path, released: Path, run: Callable[..., int])
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
-def test_checkpoint_of_a_distillation(tmp_path: Path, run: Callable[..., int]) -> None:
+def test_checkpoint_of_a_distillation(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     student = create_visual("densedet-tiny")
     model = nn.ModuleDict({"student": student, "teacher": create_visual("densedet-tiny")})
     torch.save({"model": model.state_dict(), "iteration": 3}, tmp_path / "model_final.pth")
     arguments = ("model_final.pth", "x.safetensors", *TINY, "--text-from", "shipped")
     assert run(*arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("model_final.pth: a training checkpoint; this is")
+    assert "without interpolation" in said[0] and "clipself.safetensors" in said[0]
+    assert run("x.safetensors", "y.safetensors", *TINY) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
     found = read_state_dict(tmp_path / "x.safetensors")
     shipped = create_clip("densedet-tiny", "shipped").state_dict()
     for name, tensor in student.tower.state_dict().items():

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from densedet.cli import exit_code
@@ -100,6 +102,56 @@ def test_proposals_and_the_images_beside_them(tool, world, tmp_path):
     assert sorted(a["bbox"] for a in written["annotations"]) == [[0, 0, 50, 10], [3, 4, 20, 30]]
 
 
+@pytest.fixture
+def detectron2_proposals(world, tmp_path):
+    """A pickle with three boxes of the first scene, by no order of their scores."""
+    image = json.loads((world / "annotations/instances_val.json").read_text())["images"][0]
+    boxes = np.array([[3, 4, 23, 34], [0, 0, 50, 10], [7, 7, 40, 60]], dtype=np.float32)
+    scores = np.array([0.5, -2.0, 3.0], dtype=np.float32)
+    content = {"ids": [image["id"]], "boxes": [boxes], "objectness_logits": [scores]}
+    (tmp_path / "proposals.pkl").write_bytes(pickle.dumps({**content, "bbox_mode": 0}))
+    return tmp_path / "proposals.pkl"
+
+
+def test_the_best_of_detectron2s_proposals(tool, world, tmp_path, detectron2_proposals):
+    code, _, err = tool(
+        "--min-score=-1",
+        boxes=None,
+        proposals=detectron2_proposals,
+        images=world / "annotations/instances_val.json",
+        max_boxes=2,
+    )
+    assert code == 0, err
+    written = json.loads((tmp_path / "out/labels.json").read_text())
+    assert [a["bbox"] for a in written["annotations"]] == [[7, 7, 33, 53], [3, 4, 20, 30]]
+
+
+def test_the_best_proposals_of_a_file_with_images(tool, world, tmp_path):
+    content = json.loads((world / "annotations/instances_val.json").read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["score"] = number
+    (tmp_path / "proposals.json").write_text(json.dumps(content))
+    code, _, err = tool(
+        "--min-score=-1", boxes=None, proposals=tmp_path / "proposals.json", max_boxes=1
+    )
+    assert code == 0, err
+    written = json.loads((tmp_path / "out/labels.json").read_text())
+    last = {a["image_id"]: a["bbox"] for a in content["annotations"]}
+    assert {a["image_id"]: a["bbox"] for a in written["annotations"]} == last
+    assert len(written["annotations"]) == 2
+
+
+def test_proposals_without_images_need_those(tool, tmp_path, detectron2_proposals):
+    results = tmp_path / "results.json"
+    results.write_text('[{"image_id": 1, "bbox": [3, 4, 20, 30]}]')
+    for file in (detectron2_proposals, results):
+        code, _, err = tool(boxes=None, proposals=file)
+        (line,) = err.strip().splitlines()
+        assert code == 2 and line.startswith(f"error: --proposals {file} does not list its images")
+        assert line.endswith("with --images")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -112,6 +164,8 @@ def test_proposals_and_the_images_beside_them(tool, world, tmp_path):
         ({"vocabulary": "red star;red star"}, "already used"),
         ({"captions": "absent.json"}, "caption file absent.json cannot be read"),
         ({"min_count": 0}, "--min-count 0 must be at least 1"),
+        ({"max_boxes": 0}, "--max-boxes 0 must be at least 1"),
+        ({"boxes": None, "proposals": "absent.pkl"}, "proposal file absent.pkl does not exist"),
         ({"min_score": 2}, "--min-score 2.0 is a cosine"),
         ({"min_score": 0.99}, "has a label of at least --min-score 0.99"),
         ({"enlarge": 0}, "--enlarge 0.0 must lie in 0..100"),

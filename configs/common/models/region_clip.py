@@ -3,13 +3,13 @@
 from detectron2.config import LazyCall as L
 
 from densedet.clip import VocabularyEmbedder, create_visual
+from densedet.data import region_vocabulary
 from densedet.modeling.meta_arch import RegionCLIP
-from densedet.vocabulary import Vocabulary
 
 from .clipself import clip
 
 # the categories of the file of pseudo-labels (tools/make_region_labels.py), by ascending id
-label_vocabulary = L(Vocabulary.from_file)(path="datasets/coco/annotations/coco_pseudo_4764.json")
+label_vocabulary = L(region_vocabulary)(name="clipself_coco_regionclip")
 
 model = L(RegionCLIP)(
     student=L(create_visual)(model="${clip.model}", pretrained="${clip.pretrained}"),

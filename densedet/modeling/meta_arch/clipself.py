@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from densedet.clip import ClipVisual
 from densedet.clip.trainable import unlock
-from densedet.modeling.region_encoder import embed_regions
+from densedet.errors import ConfigError
+from densedet.modeling.region_encoder import check_modes, embed_crops, embed_regions
 from densedet.regions import pool_boxes
 from densedet.regions.cache import EmbeddingCache
 from densedet.regions.crops import (
@@ -25,8 +26,6 @@ from densedet.regions.crops import (
     whole_image,
 )
 from densedet.weights import weights_digest
-
-_TEACHER_BATCH = 256
 
 
 @META_ARCH_REGISTRY.register()
@@ -51,10 +50,16 @@ class CLIPSelf(nn.Module):
             does; "stretch" fills the square.
         crop_backend: "device" or "pil", see :func:`densedet.regions.crops.crop_and_resize`.
         teacher_cache: folder in which the teacher's embeddings are kept, for regions that come
-            again in every epoch (proposals); None computes them every time.
+            again in every epoch (proposals); None computes them every time. It is to be used for
+            one data set: images are told apart by their id and the name of their file. It is
+            refused by a model with other weights, crops or precision.
         checkpointing: recompute the student's activations in the backward pass to save memory.
         modes: what is embedded in evaluation, see
             :func:`densedet.modeling.region_encoder.embed_regions`.
+
+    Raises:
+        ConfigError: a size is no multiple of the stride of its tower, an unknown ``crop_padding``,
+            ``crop_backend`` or ``trainable``, or a mode that the student does not have.
     """
 
     def __init__(
@@ -74,14 +79,19 @@ class CLIPSelf(nn.Module):
         super().__init__()
         self.teacher = copy.deepcopy(student) if teacher is None else teacher
         self.teacher.requires_grad_(False)
+        crop_size = self.teacher.image_size[0] if crop_size is None else crop_size
+        _check_side("student_size", student_size, student, "student")
+        _check_side("crop_size", crop_size, self.teacher, "teacher")
+        _check_choice("crop_padding", crop_padding, get_args(Padding))
+        _check_choice("crop_backend", crop_backend, get_args(Backend))
+        check_modes(student, modes)
         self.student = student
         unlock(student, trainable)
         student.checkpointing = checkpointing
-        self.student_size = student_size
-        self.crop_size = self.teacher.image_size[0] if crop_size is None else crop_size
+        self.student_size, self.crop_size = student_size, crop_size
         self.crop_padding, self.crop_backend = crop_padding, crop_backend
         self.teacher_cache = teacher_cache
-        self._cache: EmbeddingCache | None = None
+        self._teacher_digest: str | None = None
         self.modes = tuple(modes)
         self.eval()
 
@@ -106,6 +116,10 @@ class CLIPSelf(nn.Module):
 
         Returns:
             ``{"loss_cosine": scalar}``; or for each picture a dict of ``[K, D]`` by mode.
+
+        Raises:
+            ConfigError: the mapper made images or crops of other sizes than this model's.
+            CheckpointError: the cache is that of another teacher, or damaged.
         """
         if not self.training:
             return embed_regions(
@@ -141,6 +155,7 @@ class CLIPSelf(nn.Module):
 
     def _student_images(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         if "student" in batched_inputs[0]:
+            _check_pixels(batched_inputs, "student", "student_size", self.student_size)
             pixels = torch.stack([s["student"] for s in batched_inputs]).to(self.device)
         else:
             images = [s["image"].to(self.device, non_blocking=True) for s in batched_inputs]
@@ -157,25 +172,39 @@ class CLIPSelf(nn.Module):
     def _teacher_embeddings(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         if self.teacher_cache is None:
             return self._embed_crops(batched_inputs)
-        if self._cache is None:
-            self._cache = EmbeddingCache(self.teacher_cache, self._teacher_identity())
-        found = []
-        for sample in batched_inputs:
-            key = f"{sample['image_id']} {Path(sample['file_name']).name}"
-            rectangles = sample["crop_rectangles"]
-            embeddings, known = self._cache.get(key, rectangles)
-            if not bool(known.all()):
-                embeddings = self._embed_crops([sample]).float().cpu()
-                self._cache.put(key, rectangles, embeddings)
-            found.append(embeddings.to(self.device))
-        return torch.cat(found)
+        cache = EmbeddingCache(self.teacher_cache, self._teacher_identity())
+        keys = [f"{s['image_id']} {Path(s['file_name']).name}" for s in batched_inputs]
+        pairs = zip(keys, batched_inputs, strict=True)
+        kept = [cache.get(key, sample["crop_rectangles"]) for key, sample in pairs]
+        rest = [_without(s, known) for s, (_, known) in zip(batched_inputs, kept, strict=True)]
+        counts = [len(sample["crop_rectangles"]) for sample in rest]
+        new = self._embed_crops([s for s, count in zip(rest, counts, strict=True) if count])
+        parts = new.float().cpu().split(counts)
+        for key, sample, part in zip(keys, rest, parts, strict=True):
+            if len(part):
+                cache.put(key, sample["crop_rectangles"], part)
+        merged = [_merge(*pair, part) for pair, part in zip(kept, parts, strict=True)]
+        return torch.cat(merged).to(self.device)
 
     def _teacher_identity(self) -> str:
-        weights = weights_digest(self.teacher.state_dict())
-        return f"{weights}-{self.crop_size}-{self.crop_padding}-{self.crop_backend}"
+        """All that the teacher's embeddings depend on."""
+        if self._teacher_digest is None:
+            self._teacher_digest = weights_digest(self.teacher.state_dict())
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        crops = f"{self.crop_size}-{self.crop_padding}-{self.crop_backend}"
+        return f"{self._teacher_digest}-{crops}-{str(dtype).removeprefix('torch.')}"
 
     def _embed_crops(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        if not batched_inputs:
+            return torch.zeros(0, self.teacher.embed_dim, device=self.device)
         if "crops" in batched_inputs[0]:
+            _check_pixels(batched_inputs, "crops", "crop_size", self.crop_size)
+            if self.crop_padding != "centre":
+                raise ConfigError(
+                    f"model.crop_padding={self.crop_padding!r}, but RegionMapper.pil_sizes makes "
+                    "crops that are padded around the centre; set pil_sizes=None"
+                )
             pixels = torch.cat([s["crops"] for s in batched_inputs]).to(self.device)
         else:
             pixels = crop_and_resize(
@@ -185,9 +214,45 @@ class CLIPSelf(nn.Module):
                 self.crop_padding,
                 self.crop_backend,
             )
-        mean, std = self.teacher.pixel_mean, self.teacher.pixel_std
-        parts = pixels.split(_TEACHER_BATCH)
-        return torch.cat([self.teacher.embed_images(normalise(p, mean, std)) for p in parts])
+        return embed_crops(self.teacher, pixels)
+
+
+def _check_side(name: str, size: int, visual: ClipVisual, tower: str) -> None:
+    if size < 1 or size % visual.stride:
+        raise ConfigError(
+            f"model.{name}={size} must be a multiple of {visual.stride}, the stride of the {tower}"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"model.{name}={value!r}: choose from {', '.join(choices)}")
+
+
+def _check_pixels(samples: Sequence[dict[str, Any]], key: str, name: str, size: int) -> None:
+    """Compare what the mapper made with what the model is told to work on."""
+    for sample in samples:
+        side = sample[key].shape[-1]
+        if side != size:
+            raise ConfigError(
+                f"RegionMapper.pil_sizes makes {key} pixels of side {side}, but model.{name} is "
+                f"{size}; give both the same number"
+            )
+
+
+def _merge(old: Tensor, known: Tensor, new: Tensor) -> Tensor:
+    """``[K, D]``: the rows of ``old`` that are known, the others from ``new`` in their order."""
+    rows = new.new_zeros(len(known), new.shape[1])
+    rows[~known] = new
+    if known.any():  # else an image without a file, whose `old` is [K, 0]
+        rows[known] = old[known]
+    return rows
+
+
+def _without(sample: dict[str, Any], known: Tensor) -> dict[str, Any]:
+    """A sample without the crops that are known already."""
+    of_crops = ("crop_rectangles", "crops")
+    return {key: value[~known] if key in of_crops else value for key, value in sample.items()}
 
 
 def _share_of_count(values: Tensor) -> Tensor:

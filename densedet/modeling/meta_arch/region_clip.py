@@ -4,8 +4,8 @@ The baseline that CLIPSelf (arXiv 2310.01403) compares itself with, after Region
 2112.09106): no teacher looks at crops; a box is told by text which noun it is.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from densedet.clip import ClassEmbeddings, ClipVisual
 from densedet.errors import ConfigError, DatasetError
 from densedet.modeling.meta_arch.clipself import CLIPSelf
 from densedet.regions import pool_boxes
-from densedet.regions.crops import scale_boxes
+from densedet.regions.crops import Backend, Padding, scale_boxes
 from densedet.vocabulary import Vocabulary
 
 
@@ -42,11 +42,11 @@ class RegionCLIP(CLIPSelf):
         vocabulary: the classes of the labels, which are indices into it, e.g.
             ``Vocabulary.from_coco`` of the label file.
         student_size: side of the student's square image, in pixels; a multiple of the stride.
-        logit_scale: factor of the cosines, a constant. 100 is the cap of CLIP's training, which the
-            released weights have reached.
+        logit_scale: factor of the cosines, a constant. CLIP's training caps its own at 100 (Radford
+            et al., arXiv 2103.00020, section 2.5).
         negatives: classes of the loss in all, if fewer occur in the batch.
-        **kwargs: as of :class:`CLIPSelf`: ``crop_size``, ``trainable``, ``crop_padding``,
-            ``crop_backend``, ``checkpointing``, ``modes``.
+        crop_size, crop_padding: of the crops in evaluation, see :class:`CLIPSelf`.
+        trainable, crop_backend, checkpointing, modes: see :class:`CLIPSelf`.
     """
 
     vectors: Tensor
@@ -61,9 +61,23 @@ class RegionCLIP(CLIPSelf):
         student_size: int,
         logit_scale: float = 100.0,
         negatives: int = 100,
-        **kwargs: Any,
+        crop_size: int | None = None,
+        trainable: int | Literal["all"] = "all",
+        crop_padding: Padding = "centre",
+        crop_backend: Backend = "device",
+        checkpointing: bool = False,
+        modes: Sequence[str] = ("boxes", "masks"),
     ) -> None:
-        super().__init__(student, student_size=student_size, **kwargs)
+        super().__init__(
+            student,
+            student_size=student_size,
+            crop_size=crop_size,
+            trainable=trainable,
+            crop_padding=crop_padding,
+            crop_backend=crop_backend,
+            checkpointing=checkpointing,
+            modes=modes,
+        )
         self.embedder = embedder
         # not `vocabulary`: an evaluation classifies regions in another one
         self.label_vocabulary = vocabulary
