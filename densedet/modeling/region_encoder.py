@@ -115,7 +115,7 @@ def embed_regions(
     found: dict[str, list[Tensor]] = {}
     if "crops" in modes:
         rectangles = [sample["crop_rectangles"] for sample in samples]
-        pixels = crop_and_resize(images, rectangles, crop_size, crop_padding)
+        pixels = crop_and_resize(images, rectangles, crop_size, crop_padding, "auto")
         counts = [len(image_rectangles) for image_rectangles in rectangles]
         found["crops"] = list(embed_crops(visual, pixels).split(counts))
     if set(modes) - {"crops"}:
@@ -131,7 +131,7 @@ def embed_regions(
 def _squares(visual: ClipVisual, images: list[Tensor], size: int) -> Tensor:
     """Images, longest side to ``size``, padded at the right and the bottom and normalised."""
     whole = [whole_image(image) for image in images]
-    pixels = crop_and_resize(images, whole, size, "corner")
+    pixels = crop_and_resize(images, whole, size, "corner", "auto")
     return normalise(pixels, visual.pixel_mean, visual.pixel_std)
 
 

@@ -194,7 +194,7 @@ def test_crops_of_the_loader_have_a_padding_of_their_own(make_model, samples):
         ({"crop_size": 40}, "model.crop_size=40 must be a multiple of 16, the stride of the teach"),
         ({"crop_size": 0}, "model.crop_size=0 must be a multiple of 16"),
         ({"crop_padding": "left"}, "model.crop_padding='left': choose from centre, corner, str"),
-        ({"crop_backend": "gpu"}, "model.crop_backend='gpu': choose from device, pil"),
+        ({"crop_backend": "gpu"}, "model.crop_backend='gpu': choose from auto, device, pil"),
         ({"modes": ["boxes", "rois"]}, "no region mode 'rois'"),
         ({"kind": "resnet", "modes": ["boxes_values"]}, "'boxes_values' is not defined for"),
     ],

@@ -297,3 +297,9 @@ def test_golden_content_sizes(grid, golden_index):
             square = crop_and_resize([white], [whole_image(white)], size, "corner")[0, 0]
             found = [int(square[:, 0].count_nonzero()), int(square[0].count_nonzero())]
             assert found == grid("content_hw")[i, j].tolist()
+
+
+def test_auto_is_pillow_on_the_cpu():
+    images, rectangles = [IMAGE], [BOX]
+    found = crop_and_resize(images, rectangles, 40, backend="auto")
+    assert torch.equal(found, crop_and_resize(images, rectangles, 40, backend="pil"))

@@ -48,7 +48,7 @@ class CLIPSelf(nn.Module):
         trainable: what trains, see :func:`densedet.clip.trainable.unlock`.
         crop_padding: "centre" keeps the aspect ratio of a crop and pads it with black, as CLIPSelf
             does; "stretch" fills the square.
-        crop_backend: "device" or "pil", see :func:`densedet.regions.crops.crop_and_resize`.
+        crop_backend: "auto", "device" or "pil", see :func:`densedet.regions.crops.crop_and_resize`.
         teacher_cache: folder in which the teacher's embeddings are kept, for regions that come
             again in every epoch (proposals); None computes them every time. It is to be used for
             one data set: images are told apart by their id and the name of their file. It is
@@ -71,7 +71,7 @@ class CLIPSelf(nn.Module):
         crop_size: int | None = None,
         trainable: int | Literal["all"] = "all",
         crop_padding: Padding = "centre",
-        crop_backend: Backend = "device",
+        crop_backend: Backend = "auto",
         teacher_cache: str | None = None,
         checkpointing: bool = False,
         modes: Sequence[str] = ("boxes", "masks"),

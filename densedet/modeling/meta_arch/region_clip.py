@@ -64,7 +64,7 @@ class RegionCLIP(CLIPSelf):
         crop_size: int | None = None,
         trainable: int | Literal["all"] = "all",
         crop_padding: Padding = "centre",
-        crop_backend: Backend = "device",
+        crop_backend: Backend = "auto",
         checkpointing: bool = False,
         modes: Sequence[str] = ("boxes", "masks"),
     ) -> None:
