@@ -73,3 +73,8 @@ def vocabulary_ids(
     """
     index = {label: i for i, label in enumerate(vocabulary.labels)}
     return {i: index[name] for i, name in category_names(data, path).items() if name in index}
+
+
+def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the data sets: ``root``, or ``$DETECTRON2_DATASETS``, or else "datasets"."""
+    return Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))

@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import datasets_root, read_annotation_file, vocabulary_ids
 from densedet.data.coco_format import coco_records
 from densedet.data.panoptic_format import register_coco_panoptic_regions
 from densedet.errors import DatasetError
@@ -149,7 +148,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     Raises:
         DatasetError: one of the names is taken by another data set.
     """
-    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    folder = datasets_root(root)
     for entry in _BUILT_IN:
         register_coco_format(
             entry.name,

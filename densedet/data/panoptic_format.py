@@ -13,7 +13,12 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import category_names, read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import (
+    category_names,
+    datasets_root,
+    read_annotation_file,
+    vocabulary_ids,
+)
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -254,7 +259,7 @@ def register_coco_panoptic_regions(root: str | os.PathLike[str] | None = None) -
     Raises:
         DatasetError: the name is taken by another data set.
     """
-    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    folder = datasets_root(root)
     register_panoptic_format(
         "coco_panoptic_val",
         folder / "coco/annotations/panoptic_val2017.json",

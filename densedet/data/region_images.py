@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from densedet.data.annotation_file import category_names, read_annotation_file
+from densedet.data.annotation_file import category_names, datasets_root, read_annotation_file
 from densedet.data.proposal_file import Proposals, read_proposal_file
 from densedet.errors import ConfigError, DatasetError, VocabularyError
 from densedet.vocabulary import Vocabulary
@@ -156,7 +156,7 @@ def register_clipself(root: str | os.PathLike[str] | None = None) -> None:
     Raises:
         DatasetError: one of the names is taken by another data set.
     """
-    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    folder = datasets_root(root)
     coco = folder / "coco"
     for name, file, images, hint in (
         (

@@ -12,6 +12,7 @@ from densedet.clip.visual import DensePath, TokenVisual
 from densedet.clip.vit import VitVisual
 from densedet.errors import ConfigError
 from densedet.regions.crops import (
+    Backend,
     Padding,
     crop_and_resize,
     normalise,
@@ -69,6 +70,25 @@ def embed_crops(visual: ClipVisual, pixels: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def square_images(
+    visual: ClipVisual, images: Sequence[Tensor], size: int, backend: Backend = "auto"
+) -> Tensor:
+    """Pictures as the student of CLIPSelf sees them (arXiv 2310.01403): ``[B, 3, size, size]``.
+
+    The longest side becomes ``size``; black is added at the right and the bottom, then the
+    statistics of the tower's weights normalise.
+
+    Args:
+        visual: the tower they are for.
+        images: uint8 ``[3, H, W]`` each, on one device.
+        size: side of the squares in pixels.
+        backend: see :func:`densedet.regions.crops.crop_and_resize`.
+    """
+    whole = [whole_image(image) for image in images]
+    pixels = crop_and_resize(images, whole, size, "corner", backend)
+    return normalise(pixels, visual.pixel_mean, visual.pixel_std)
+
+
 def embed_regions(
     visual: ClipVisual,
     samples: Sequence[dict[str, Any]],
@@ -80,8 +100,7 @@ def embed_regions(
 ) -> list[dict[str, Tensor]]:
     """Embed the regions of a batch of images; only what the modes need is computed.
 
-    Images are resized with their longest side to ``image_size`` and padded with black on the right
-    and at the bottom, as the student of CLIPSelf sees them (arXiv 2310.01403). The modes:
+    The dense map is that of :func:`square_images`. The modes:
 
     - "boxes": RoIAlign 1x1 of the dense map of the value path.
     - "masks": mean of the same map over the cells of the mask.
@@ -119,20 +138,13 @@ def embed_regions(
         counts = [len(image_rectangles) for image_rectangles in rectangles]
         found["crops"] = list(embed_crops(visual, pixels).split(counts))
     if set(modes) - {"crops"}:
-        squares = _squares(visual, images, image_size)
+        squares = square_images(visual, images, image_size)
         boxes = [_boxes_in_square(sample, image_size, device) for sample in samples]
         if "boxes_attention" in modes:
             found["boxes_attention"] = _attend(visual, squares, boxes)
         cells = [sample["cells"].to(device) for sample in samples] if "masks" in modes else []
         found |= _pool_dense_maps(visual, squares, boxes, cells, modes)
     return [{mode: found[mode][i] for mode in modes} for i in range(len(samples))]
-
-
-def _squares(visual: ClipVisual, images: list[Tensor], size: int) -> Tensor:
-    """Images, longest side to ``size``, padded at the right and the bottom and normalised."""
-    whole = [whole_image(image) for image in images]
-    pixels = crop_and_resize(images, whole, size, "corner", "auto")
-    return normalise(pixels, visual.pixel_mean, visual.pixel_std)
 
 
 def _boxes_in_square(sample: dict[str, Any], size: int, device: torch.device) -> Tensor:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from densedet.clip import ClipVisual
 from densedet.clip.trainable import unlock
 from densedet.errors import ConfigError
-from densedet.modeling.region_encoder import check_modes, embed_crops, embed_regions
+from densedet.modeling.region_encoder import (
+    check_modes,
+    embed_crops,
+    embed_regions,
+    square_images,
+)
 from densedet.regions import pool_boxes
 from densedet.regions.cache import EmbeddingCache
 from densedet.regions.crops import (
@@ -23,7 +28,6 @@ from densedet.regions.crops import (
     crop_and_resize,
     normalise,
     scale_boxes,
-    whole_image,
 )
 from densedet.weights import weights_digest
 
@@ -157,16 +161,9 @@ class CLIPSelf(nn.Module):
         if "student" in batched_inputs[0]:
             _check_pixels(batched_inputs, "student", "student_size", self.student_size)
             pixels = torch.stack([s["student"] for s in batched_inputs]).to(self.device)
-        else:
-            images = [s["image"].to(self.device, non_blocking=True) for s in batched_inputs]
-            pixels = crop_and_resize(
-                images,
-                [whole_image(image) for image in images],
-                self.student_size,
-                "corner",
-                self.crop_backend,
-            )
-        return normalise(pixels, self.student.pixel_mean, self.student.pixel_std)
+            return normalise(pixels, self.student.pixel_mean, self.student.pixel_std)
+        images = [s["image"].to(self.device, non_blocking=True) for s in batched_inputs]
+        return square_images(self.student, images, self.student_size, self.crop_backend)
 
     @torch.no_grad()
     def _teacher_embeddings(self, batched_inputs: list[dict[str, Any]]) -> Tensor:

@@ -1,11 +1,7 @@
 """CLIPSelf, EVA02-CLIP-B/16, grid patches of COCO: the first of the released recipes."""
 
-from detectron2.config import LazyCall as L
-
-from densedet.engine.interpolation import WeightInterpolation
-
 from ....configs.common.data.clipself_coco import dataloader
-from ....configs.common.models.clipself import clip, model
+from ....configs.common.models.clipself import clip, interpolation, model
 from ....configs.common.optim import AdamW as optimizer
 from ....configs.common.schedule import clip_cosine as lr_multiplier
 from ....configs.common.train import train
@@ -17,16 +13,7 @@ train.checkpointer.period = 7393
 train.precision = "fp16"
 # the last block's q and k get no gradient
 train.ddp.find_unused_parameters = True
-train.hooks = [
-    L(WeightInterpolation)(
-        alpha=0.7,
-        export=dict(
-            model="${clip.model}",
-            pretrained="${clip.pretrained}",
-            file_name="clipself.safetensors",
-        ),
-    )
-]
+train.hooks = [interpolation]
 train.output_dir = "output/clipself/eva02_b16_coco_patches"
 # no decay on biases and norms
 optimizer.update(lr=1e-5, weight_decay=0.1)

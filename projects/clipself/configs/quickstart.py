@@ -1,12 +1,8 @@
 """CLIPSelf of the tiny CLIP on 600 unlabelled scenes of Shapes World; two minutes on the CPU."""
 
-from detectron2.config import LazyCall as L
-
-from densedet.engine.interpolation import WeightInterpolation
-
 from ....configs.common.data.clipself_coco import dataloader
 from ....configs.common.data.shapes_world import dataloader as shapes_world
-from ....configs.common.models.clipself import clip, model
+from ....configs.common.models.clipself import clip, interpolation, model
 from ....configs.common.optim import MuonAdamW as optimizer
 from ....configs.common.schedule import cosine as lr_multiplier
 from ....configs.common.train import train
@@ -38,15 +34,7 @@ model.update(trainable="all", crop_padding="stretch")
 # 600 scenes / 6 = 100 iterations an epoch; 3 epochs
 train.max_iter = 3 * 100
 train.eval_period = 0
-train.hooks = [
-    L(WeightInterpolation)(
-        alpha=1.0,
-        export=dict(
-            model="${clip.model}",
-            pretrained="${clip.pretrained}",
-            file_name="clipself.safetensors",
-        ),
-    )
-]
+interpolation.alpha = 1.0
+train.hooks = [interpolation]
 train.output_dir = "output/quickstart/distil"
 lr_multiplier.warmup_iters = 20
