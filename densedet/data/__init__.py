@@ -1,4 +1,4 @@
-"""Data sets in COCO format, image reading and the mappers that turn a record into model input.
+"""Data sets in COCO format or with label maps, image reading, and mappers from record to input.
 
 The names below are looked up when they are first used, so that the parts which need no Detectron2
 (``shapes_world_scenes`` and ``shapes_world_render``) can be imported where it is absent.
@@ -22,45 +22,68 @@ if TYPE_CHECKING:
     )
     from densedet.data.region_mapper import RegionMapper
     from densedet.data.region_truth import RegionTruthMapper
-    from densedet.data.transforms import large_scale_jitter, resize_longest_side
+    from densedet.data.semantic_format import (
+        load_semantic_format,
+        register_ade20k,
+        register_semantic_format,
+    )
+    from densedet.data.semantic_mapper import SemanticMapper
+    from densedet.data.transforms import (
+        PhotometricDistortion,
+        ResizeToFit,
+        large_scale_jitter,
+        resize_longest_side,
+    )
 
 __all__ = [
     "DetectionMapper",
+    "PhotometricDistortion",
     "RegionMapper",
     "RegionTruthMapper",
+    "ResizeToFit",
+    "SemanticMapper",
     "build_test_loader",
     "build_train_loader",
     "large_scale_jitter",
     "load_coco_format",
     "load_panoptic_format",
+    "load_semantic_format",
     "read_image",
     "read_proposal_file",
     "region_vocabulary",
+    "register_ade20k",
     "register_all",
     "register_clipself",
     "register_coco_format",
     "register_panoptic_format",
     "register_region_images",
+    "register_semantic_format",
     "resize_longest_side",
 ]
 
 _MODULES = {
     "DetectionMapper": "mapper",
+    "PhotometricDistortion": "transforms",
     "RegionMapper": "region_mapper",
     "RegionTruthMapper": "region_truth",
+    "ResizeToFit": "transforms",
+    "SemanticMapper": "semantic_mapper",
     "build_test_loader": "loader",
     "build_train_loader": "loader",
     "large_scale_jitter": "transforms",
     "load_coco_format": "coco_format",
     "load_panoptic_format": "panoptic_format",
+    "load_semantic_format": "semantic_format",
     "read_image": "images",
     "read_proposal_file": "region_images",
     "region_vocabulary": "region_images",
+    "register_ade20k": "semantic_format",
     "register_all": "catalog",
     "register_clipself": "region_images",
     "register_coco_format": "catalog",
     "register_panoptic_format": "panoptic_format",
     "register_region_images": "region_images",
+    "register_semantic_format": "semantic_format",
     "resize_longest_side": "transforms",
 }
 

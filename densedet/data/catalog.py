@@ -9,7 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from densedet.data.annotation_file import datasets_root, read_annotation_file, vocabulary_ids
 from densedet.data.coco_format import coco_records
 from densedet.data.panoptic_format import register_coco_panoptic_regions
-from densedet.errors import DatasetError
+from densedet.data.registration import is_registered
+from densedet.data.semantic_format import register_ade20k
 from densedet.vocabulary import Vocabulary
 
 _COCO_HINT = (
@@ -110,8 +111,7 @@ def register_coco_format(
         "evaluator_type": evaluator_type,
         **options,
     }
-    if name in DatasetCatalog:
-        _check_same(name, arguments)
+    if is_registered(name, arguments):
         return
 
     def load() -> list[dict[str, Any]]:
@@ -134,12 +134,13 @@ def register_coco_format(
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
-    """Register OV-COCO, OV-LVIS and COCO panoptic on the official files, in Detectron2's layout.
+    """Register OV-COCO, OV-LVIS, COCO panoptic and ADE20K, in Detectron2's layout.
 
     Names: ``ov_coco_train_seen``, ``ov_coco_val``, ``ov_lvis_train_seen``, ``ov_lvis_val``,
-    ``coco_panoptic_val``. The splits are computed when a data set is loaded; the training sets
-    hold the annotations of seen classes only, under the indices of the whole vocabulary (65 and
-    1,203 classes). No file is read here, so the data need not be there.
+    ``coco_panoptic_val``, ``ade20k_150_train``, ``ade20k_150_val``. The open-vocabulary splits are
+    computed when a data set is loaded; the training sets hold the annotations of seen classes only,
+    under the indices of the whole vocabulary (65 and 1,203 classes). No file is read here, so the
+    data need not be there.
 
     Args:
         root: the folder of the data sets; default is the environment variable
@@ -160,21 +161,4 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
             **entry.options,
         )
     register_coco_panoptic_regions(folder)
-
-
-def _check_same(name: str, arguments: dict[str, Any]) -> None:
-    before = MetadataCatalog.get(name).get("registration", {})
-    changed = [key for key in arguments | before if arguments.get(key) != before.get(key)]
-    if changed:
-        raise DatasetError(
-            f"data set {name!r} is already registered, with {_differences(before, changed)} "
-            f"instead of {_differences(arguments, changed)}; choose another name, or remove it "
-            "first with DatasetCatalog.remove and MetadataCatalog.remove"
-        )
-
-
-def _differences(arguments: dict[str, Any], keys: list[str]) -> str:
-    def value(item: object) -> str:
-        return item.digest()[:12] if isinstance(item, Vocabulary) else repr(item)
-
-    return ", ".join(f"{key}={value(arguments.get(key))}" for key in keys)
+    register_ade20k(folder)

@@ -30,9 +30,39 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             program has told Pillow to accept truncated files).
     """
     name = os.fspath(path)
+    with _reading(name):
+        return np.array(detection_utils.read_image(name, format="RGB"))
+
+
+def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a map of class indices.
+
+    Args:
+        path: an 8-bit grey or palette image; the labels are the numbers in the file, not colours.
+
+    Returns:
+        [H, W] uint8 array, writable.
+
+    Raises:
+        ImageError: the file is missing, is not an image, or is truncated or corrupt.
+        DatasetError: it has colours or more than 8 bits.
+    """
+    name = os.fspath(path)
+    with _reading(name), Image.open(name) as image:
+        if image.mode in ("L", "P"):
+            return np.array(image)
+        mode = image.mode
+    raise DatasetError(
+        f"label map {name} has Pillow's mode {mode}; write it as an 8-bit grey PNG of class indices"
+    )
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what Pillow raises on a bad file into ``ImageError``."""
     try:
         with _truncation_is_an_error():
-            return np.array(detection_utils.read_image(name, format="RGB"))
+            yield
     except FileNotFoundError as error:
         raise ImageError(
             f"image {name} does not exist; check the image folder that the data set or the command "

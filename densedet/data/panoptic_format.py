@@ -19,6 +19,7 @@ from densedet.data.annotation_file import (
     read_annotation_file,
     vocabulary_ids,
 )
+from densedet.data.registration import is_registered
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -212,13 +213,7 @@ def register_panoptic_format(
         "panoptic_root": os.fspath(panoptic_root),
         "vocabulary": vocabulary,
     }
-    if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("registration") != arguments:
-            raise DatasetError(
-                f"data set {name!r} is already registered with other files or another vocabulary "
-                f"than {arguments['json_file']}; choose another name, or remove it first with "
-                "DatasetCatalog.remove and MetadataCatalog.remove"
-            )
+    if is_registered(name, arguments):
         return
 
     def load() -> list[dict[str, Any]]:

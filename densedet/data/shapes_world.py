@@ -9,6 +9,7 @@ Layout below the root folder::
     shapes_world/annotations/captions_{train,val}.json
     shapes_world/panoptic_{train,val}/000000.png     segment ids, as COCO panoptic encodes them
     shapes_world/semantic_{train,val}/000000.png     index in the vocabulary "shapes_world"
+    shapes_world/stuff_{train,val}/000000.png        index among its six stuff classes; things: 255
     shapes_world/pairs/00000/000000.jpg              image-caption pairs, a thousand a folder
     shapes_world/annotations/captions_pairs.json
 
@@ -22,13 +23,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_sem_seg
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -36,6 +35,7 @@ from tqdm import tqdm
 
 from densedet.data.catalog import register_coco_format
 from densedet.data.panoptic_format import register_panoptic_format
+from densedet.data.semantic_format import IGNORED_LABEL, register_semantic_format
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
 from densedet.errors import DatasetError, OutputError
 from densedet.vocabulary import Vocabulary
@@ -46,7 +46,7 @@ FOLDER = "shapes_world"
 SPLITS = ("kind", "pairs", "fold0", "fold1", "fold2")
 VOCABULARY = "shapes_world"
 _JPEG_QUALITY = 95
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def write_shapes_world(
 ) -> Path:
     """Write the data set below ``root`` unless it is there already.
 
-    The files are written to a temporary folder that is moved into place at the end.
+    The files are written to a temporary folder that is moved into place at the end. A data set of
+    the same recipe in another format version is written anew.
 
     Args:
         root: the folder of the data sets.
@@ -90,10 +91,13 @@ def write_shapes_world(
     _check_recipe(recipe)
     target = Path(root) / FOLDER
     if target.exists():
-        if read_recipe(root) == recipe:
+        found = read_recipe(root)
+        if found == recipe:
             logger.info("%s is complete already", target)
             return target
-        if not force:
+        if found and replace(found, version=recipe.version) == recipe:
+            logger.info("%s is of format version %d: writing it anew", target, found.version)
+        elif not force:
             raise DatasetError(
                 f"{target} holds another data set than the one asked for; choose another root "
                 "or replace it with --force"
@@ -157,14 +161,15 @@ class _SceneWriter:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.vocabulary = Vocabulary.named(VOCABULARY)
+        self.stuff = _stuff_labels(self.vocabulary)
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] = []
         self.panoptic: list[dict[str, Any]] = []
         self.captions: list[dict[str, Any]] = []
 
     def write(self, seed: int, count: int) -> None:
-        for name in (self.split, f"panoptic_{self.split}", f"semantic_{self.split}"):
-            (self.folder / name).mkdir()
+        for kind in ("", "panoptic_", "semantic_", "stuff_"):
+            (self.folder / f"{kind}{self.split}").mkdir()
         for index in tqdm(range(count), desc=f"{self.split} scenes", unit="image"):
             self._add(index, make_scene(seed, self.split, index))
         categories = _category_records(self.vocabulary)
@@ -186,7 +191,7 @@ class _SceneWriter:
         self.captions.append({"id": image_id, "image_id": image_id, "caption": scene.caption})
         segments: list[dict[str, Any]] = []
         ids = np.zeros((height, width), dtype=np.uint32)
-        semantic = np.full((height, width), 255, dtype=np.uint8)
+        semantic = np.full((height, width), IGNORED_LABEL, dtype=np.uint8)
         regions = [(label, mask) for label, mask in scene.stuff]
         regions += [(thing.label, thing.mask) for thing in scene.things]
         for label, mask in regions:
@@ -202,6 +207,7 @@ class _SceneWriter:
         self._save(scene.image, self.split, f"{name}.jpg")
         self._save(_id_colours(ids), f"panoptic_{self.split}", f"{name}.png")
         self._save(semantic, f"semantic_{self.split}", f"{name}.png")
+        self._save(self.stuff[semantic], f"stuff_{self.split}", f"{name}.png")
 
     def _instance(self, image_id: int, label: str, mask: NDArray[np.bool_]) -> dict[str, Any]:
         rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -217,6 +223,14 @@ class _SceneWriter:
     def _save(self, pixels: NDArray[np.uint8], folder: str, name: str) -> None:
         # PNG has no use for the quality
         Image.fromarray(pixels).save(self.folder / folder / name, quality=_JPEG_QUALITY)
+
+
+def _stuff_labels(vocabulary: Vocabulary) -> NDArray[np.uint8]:
+    """The label of each category of ``vocabulary`` [256]: the index among its stuff, or ignored."""
+    labels = np.full(256, IGNORED_LABEL, dtype=np.uint8)
+    stuff = [i for i, kind in enumerate(vocabulary.kinds) if kind == "stuff"]
+    labels[stuff] = np.arange(len(stuff))
+    return labels
 
 
 def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -258,6 +272,7 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
     ``shapes_world_S_train_seen`` (annotations of seen classes only; the unseen things stay in the
     pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things
     and stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
+    Over the six stuff classes, things ignored: ``shapes_world_stuff_{train,val}``.
     """
     folder = Path(root) / FOLDER
     hint = f"make it with: python tools/prepare_shapes_world.py --root {Path(root)}"
@@ -273,36 +288,27 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
                 seen_only=seen_only,
                 drop_unlisted=split.startswith("fold"),
             )
+    world = Vocabulary.named(VOCABULARY)
     for part in ("train", "val"):
         register_panoptic_format(
             f"shapes_world_panoptic_{part}",
             folder / "annotations" / f"panoptic_{part}.json",
             folder / part,
             folder / f"panoptic_{part}",
-            Vocabulary.named(VOCABULARY),
+            world,
             hint=hint,
         )
-        _register_semantic(folder, part)
+        for kind, vocabulary in (("semantic", world), ("stuff", world.of_kind("stuff"))):
+            register_semantic_format(
+                f"shapes_world_{kind}_{part}",
+                folder / part,
+                folder / f"{kind}_{part}",
+                vocabulary,
+                hint=hint,
+            )
 
 
 def _detection_sets(split: str) -> Iterator[tuple[str, str, bool]]:
     yield f"shapes_world_{split}_train_seen", "train", True
     yield f"shapes_world_{split}_train", "train", False
     yield f"shapes_world_{split}_val", "val", False
-
-
-def _register_semantic(folder: Path, part: str) -> None:
-    name = f"shapes_world_semantic_{part}"
-    if name in DatasetCatalog:
-        return
-    truth, images = str(folder / f"semantic_{part}"), str(folder / part)
-    DatasetCatalog.register(name, lambda: load_sem_seg(truth, images))
-    vocabulary = Vocabulary.named(VOCABULARY)
-    MetadataCatalog.get(name).set(
-        stuff_classes=list(vocabulary.labels),
-        vocabulary=vocabulary,
-        image_root=images,
-        sem_seg_root=truth,
-        evaluator_type="sem_seg",
-        ignore_label=255,
-    )

@@ -1,6 +1,9 @@
-"""The two resizing schemes of the detectors, as lists of Detectron2 augmentations."""
+"""Detectron2 augmentations: the resizing of detectors, resizing and colours of segmentation."""
 
+import cv2
+import numpy as np
 from detectron2.data import transforms as T
+from PIL import Image
 
 from densedet.errors import ConfigError
 
@@ -36,6 +39,94 @@ def resize_longest_side(size: int) -> list[T.Augmentation]:
     """
     _check_size(size)
     return [T.ResizeShortestEdge(size, max_size=size, sample_style="choice")]
+
+
+class ResizeToFit(T.Augmentation):
+    """Resize to the largest size that fits in ``(long, short)`` times a random factor.
+
+    The aspect ratio is kept; small images are enlarged. This is the resizing of the usual training
+    on ADE20K (section "implementation details" of DenseCLIP, arXiv 2112.01518): with one factor
+    ``r``, the long side is at most ``floor(long r)``, the short side at most ``floor(short r)``,
+    and both are rounded to the nearest pixel. Images are interpolated bilinearly, label maps take
+    the nearest label.
+
+    Args:
+        long: limit of the long side, pixels.
+        short: limit of the short side, pixels.
+        factors: ends of the interval from which the factor is drawn.
+
+    Raises:
+        ConfigError: a size or factor is not positive, or an interval's ends are exchanged.
+    """
+
+    def __init__(self, long: int, short: int, factors: tuple[float, float] = (1.0, 1.0)) -> None:
+        super().__init__()
+        _check_size(short)
+        low, high = factors
+        if long < short or not 0 < low <= high:
+            raise ConfigError(
+                f"ResizeToFit(long={long}, short={short}, factors=({low}, {high})): give "
+                "long >= short and 0 < factors[0] <= factors[1]"
+            )
+        self.long, self.short, self.factors = long, short, (float(low), float(high))
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw a factor for ``image`` [H, W, ...]."""
+        factor = np.random.uniform(*self.factors)
+        height, width = image.shape[:2]
+        scale = min(
+            int(self.long * factor) / max(height, width),
+            int(self.short * factor) / min(height, width),
+        )
+        new = [max(1, int(side * scale + 0.5)) for side in (height, width)]
+        return T.ResizeTransform(height, width, *new, Image.Resampling.BILINEAR)
+
+
+class PhotometricDistortion(T.Augmentation):
+    """Change brightness, contrast, saturation and hue of a uint8 RGB image, each with chance 1/2.
+
+    Brightness is shifted by up to 32, contrast and saturation are multiplied by 0.5 to 1.5, hue is
+    turned by up to 36 degrees. Contrast comes before or after saturation and hue, at random.
+    Values are cut to 0..255 after every step. From SSD (Liu et al., arXiv 1512.02325), with the
+    usual settings of semantic segmentation.
+    """
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw what is done to an image."""
+        brightness = np.random.uniform(-32, 32) if _coin() else 0.0
+        contrast_first = _coin()
+        contrast, saturation = (np.random.uniform(0.5, 1.5) if _coin() else 1.0 for _ in range(2))
+        hue = int(np.random.randint(-18, 18)) if _coin() else 0
+
+        def change(pixels: np.ndarray) -> np.ndarray:
+            pixels = _linear(pixels, 1.0, brightness)
+            if contrast_first:
+                pixels = _linear(pixels, contrast, 0.0)
+            pixels = _colourful(pixels, saturation, hue)
+            return pixels if contrast_first else _linear(pixels, contrast, 0.0)
+
+        return T.ColorTransform(change)
+
+
+def _coin() -> bool:
+    return bool(np.random.randint(2))
+
+
+def _linear(pixels: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    if (factor, offset) == (1.0, 0.0):
+        return pixels
+    changed = pixels.astype(np.float32) * factor + offset
+    return np.clip(changed, 0, 255).astype(np.uint8)
+
+
+def _colourful(pixels: np.ndarray, saturation: float, hue: int) -> np.ndarray:
+    """``hue`` in steps of two degrees, as OpenCV has it."""
+    if (saturation, hue) == (1.0, 0):
+        return pixels
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + hue) % 180
+    hsv[..., 1] = _linear(hsv[..., 1], saturation, 0.0)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
 def _check_size(size: int) -> None:

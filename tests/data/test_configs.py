@@ -5,13 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.evaluation import LVISEvaluator
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
+from detectron2.structures import PolygonMasks
 from omegaconf import DictConfig
 from PIL import Image
 
+from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
 from densedet.evaluation import OpenVocabularyCOCOEvaluator
 from densedet.vocabulary import Vocabulary
 
@@ -112,6 +117,82 @@ def test_config_builds(
     assert len(tests) == tested
     assert {max(sample["image"].shape[1:]) for (sample,) in tests} == {size}
     assert isinstance(instantiate(dataloader.evaluator), evaluator)
+
+
+def test_coco(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataloader = LazyConfig.load(str(FOLDER / "coco.py")).dataloader
+    dataloader.train.update(total_batch_size=2, num_workers=0)
+    dataloader.train.mapper.use_instance_mask = True
+    dataloader.test.num_workers = 0
+    # the names are Detectron2's, whose root was read when it was imported
+    for part in ("train", "val"):
+        name = f"coco_2017_{part}"
+        labels = Vocabulary.named("coco").labels
+        assert tuple(MetadataCatalog.get(name).thing_classes) == labels
+        here = f"here_{part}"
+        files = (
+            layout / f"coco/annotations/instances_{part}2017.json",
+            layout / f"coco/{part}2017",
+        )
+        register_coco_instances(here, {}, *map(str, files))
+        assert dataloader["test" if part == "val" else part].dataset.names == name
+        dataloader["test" if part == "val" else part].dataset.names = here
+    batch = next(iter(instantiate(dataloader.train)))
+    for sample in batch:
+        assert sample["image"].shape == (3, 800, 1000)
+        (box,) = sample["instances"].gt_boxes.tensor.tolist()
+        assert box == pytest.approx([100, 100, 900, 700])
+        assert isinstance(sample["instances"].gt_masks, PolygonMasks)
+    tests = list(instantiate(dataloader.test))
+    assert [tuple(sample["image"].shape) for (sample,) in tests] == [(3, 800, 1000)] * 3
+    assert type(instantiate(dataloader.evaluator)) is COCOEvaluator
+
+
+def _write_ade20k(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("training", "validation"):
+        for folder, name in (("images", "a.jpg"), ("annotations_detectron2", "a.png")):
+            path = root / "ADEChallengeData2016" / folder / part / name
+            path.parent.mkdir(parents=True)
+            shape = (80, 100, 3) if folder == "images" else (80, 100)
+            pixels = rng.integers(0, 150, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    _write_ade20k(tmp_path)
+    config = LazyConfig.load(str(FOLDER / "ade20k.py"))
+    assert config.dataloader.train.total_batch_size == 32
+    dataloader = _load("ade20k.py")
+    if size:
+        dataloader.crop_size = size
+    short = size or 512
+    loader, heights = iter(instantiate(dataloader.train)), []
+    for _ in range(4):
+        for sample in next(loader):
+            image, labels = sample["image"], sample["sem_seg"]
+            assert image.shape[1:] == labels.shape and max(labels.shape) <= short
+            # the short side before the crop is between half of it and twice
+            assert short // 2 <= min(labels.shape)
+            heights.append(labels.shape[0])
+    assert min(heights) < short == max(heights)
+    ((sample,),) = list(instantiate(dataloader.test))
+    assert sample["image"].shape == (3, short, round(short * 100 / 80)) and "sem_seg" not in sample
+    assert isinstance(instantiate(dataloader.evaluator), SemSegEvaluator)
+
+
+def test_shapes_world_semantic(tmp_path: Path) -> None:
+    write_shapes_world(tmp_path, ShapesWorldRecipe(train=2, val=1))
+    config = LazyConfig.load(str(FOLDER / "shapes_world_semantic.py"))
+    assert config.dataloader.train.total_batch_size == 8
+    config.dataloader.register[0].root = str(tmp_path)
+    instantiate(config.dataloader.register[0])
+    for sample in next(iter(instantiate(config.dataloader.train))):
+        assert sample["image"].shape == (3, 160, 160)
+        assert 0 <= sample["sem_seg"].min() <= sample["sem_seg"].max() < 70
+    assert len(list(instantiate(config.dataloader.test))) == 1
 
 
 def test_the_size_is_set_in_one_place(layout: Path) -> None:

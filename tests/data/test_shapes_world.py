@@ -1,6 +1,7 @@
 """Shapes World: what is drawn, what is written, what is registered."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from densedet.data import SemanticMapper
 from densedet.data.shapes_world import (
     ShapesWorldRecipe,
     read_recipe,
@@ -129,6 +131,24 @@ def test_panoptic_semantic_and_instances_agree(root):
         ]
 
 
+def test_stuff_maps_are_the_semantic_maps_without_things(root):
+    folder = root / "shapes_world"
+    world = Vocabulary.named("shapes_world")
+    stuff, seen = world.of_kind("stuff"), set()
+    for part, count in (("train", 6), ("val", 3)):
+        for index in range(count):
+            maps = [
+                np.array(Image.open(folder / f"{kind}_{part}/{index:06d}.png"))
+                for kind in ("semantic", "stuff")
+            ]
+            for label in np.unique(maps[0]):
+                category = world.categories[label]
+                expected = stuff.index(category.label) if category.kind == "stuff" else 255
+                assert set(np.unique(maps[1][maps[0] == label])) == {expected}
+                seen.add(expected)
+    assert {255} < seen <= {*range(6), 255}
+
+
 def test_panopticapi_reads_the_panoptic_files(root):
     from panopticapi.evaluation import pq_compute
 
@@ -165,6 +185,17 @@ def test_force_replaces(tmp_path):
     assert read_recipe(tmp_path) == small
     assert [p.name for p in tmp_path.iterdir()] == ["shapes_world"]
     assert len(list((tmp_path / "shapes_world/train").iterdir())) == 1
+
+
+def test_a_data_set_of_an_older_version_is_written_anew(tmp_path):
+    old = ShapesWorldRecipe(train=1, val=1, version=1)
+    folder = write_shapes_world(tmp_path, old)
+    shutil.rmtree(folder / "stuff_val")
+    with pytest.raises(DatasetError, match="holds another data set"):
+        write_shapes_world(tmp_path, ShapesWorldRecipe(train=1, val=2))
+    write_shapes_world(tmp_path, ShapesWorldRecipe(train=1, val=1))
+    assert read_recipe(tmp_path).version == 2
+    assert (folder / "stuff_val/000000.png").is_file()
 
 
 @pytest.mark.parametrize("recipe", [{"train": -1}, {"seed": -1}, {"train": 0, "val": 0}])
@@ -217,6 +248,13 @@ def test_panoptic_and_semantic_are_registered(registered):
     assert len(semantic) == 3
     assert len(MetadataCatalog.get("shapes_world_semantic_val").stuff_classes) == 70
     assert [r["file_name"] for r in panoptic] == [r["file_name"] for r in semantic]
+    stuff = DatasetCatalog.get("shapes_world_stuff_train")
+    assert len(stuff) == 6
+    assert MetadataCatalog.get("shapes_world_stuff_train").stuff_classes == list(STUFF)
+    for record in (semantic[0], stuff[0]):
+        classes = 70 if record is semantic[0] else 6
+        labels = SemanticMapper(True, [], classes)(record)["sem_seg"]
+        assert labels.shape == (160, 160) and 0 <= labels.min() < classes
 
 
 def test_panoptic_categories_are_those_of_the_vocabulary(registered):
@@ -255,6 +293,16 @@ def test_a_missing_data_set_says_how_to_make_it(tmp_path, name):
     register_shapes_world(tmp_path)
     with pytest.raises(DatasetError, match=r"json does not .*tools/prepare_shapes_world.py --root"):
         DatasetCatalog.get(name)
+
+
+@pytest.mark.usefixtures("_nothing_registered")
+@pytest.mark.parametrize("kind", ["semantic", "stuff"])
+def test_missing_label_maps_say_how_to_make_them(tmp_path, kind):
+    write_shapes_world(tmp_path, ShapesWorldRecipe(train=1, val=1))
+    shutil.rmtree(tmp_path / f"shapes_world/{kind}_val")
+    register_shapes_world(tmp_path)
+    with pytest.raises(DatasetError, match=rf"{kind}_val does not exist; make it with: .* --root"):
+        DatasetCatalog.get(f"shapes_world_{kind}_val")
 
 
 @pytest.mark.usefixtures("_nothing_registered")

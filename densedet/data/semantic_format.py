@@ -1,0 +1,173 @@
+"""Semantic segmentation as pairs of an image and a label map, with checks; ADE20K.
+
+A label map is an 8-bit PNG of the size of its image: the index of each pixel's class, 255 for
+pixels that count nowhere. It has the path of its image below another folder, with another suffix.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from densedet.data.annotation_file import datasets_root
+from densedet.data.registration import is_registered
+from densedet.errors import DatasetError
+from densedet.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+IGNORED_LABEL = 255
+_IMAGES = (".jpg", ".jpeg", ".png")
+_LABELS = (".png",)
+_ADE20K = "ADEChallengeData2016"
+_ADE20K_HINT = (
+    "ADE20K-150 (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip so that there "
+    f"are <root>/{_ADE20K}/images/training/*.jpg and <root>/{_ADE20K}/annotations/training/*.png, "
+    "and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+_ADE20K_LABELS = (
+    f"its label maps have to be prepared from those in <root>/{_ADE20K}/annotations: label 0 "
+    "becomes 255, every other label one less; Detectron2's datasets/prepare_ade20k_sem_seg.py does "
+    "that and writes annotations_detectron2"
+)
+
+
+def load_semantic_format(
+    image_root: str | os.PathLike[str],
+    label_root: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    hint: str = "",
+    label_hint: str = "",
+) -> list[dict[str, Any]]:
+    """Pair the images of one folder (JPEG, PNG) with the label maps (PNG) of another.
+
+    Folders below them are searched as well. No image or label map is opened.
+
+    Args:
+        image_root: folder of the images.
+        label_root: folder of the label maps.
+        vocabulary: names the labels, in the order of their numbers.
+        hint: added to the message if there are no images: where they come from.
+        label_hint: the same for label maps; default is ``hint``.
+
+    Returns:
+        One dict an image in the order of the paths: "file_name" and "sem_seg_file_name".
+
+    Raises:
+        DatasetError: a folder is missing or has no such file; an image has no label map or a label
+            map no image; two files differ in their suffix alone; the vocabulary has more categories
+            than an 8-bit label map can number.
+    """
+    if len(vocabulary) > IGNORED_LABEL:
+        raise DatasetError(
+            f"a vocabulary of {len(vocabulary)} categories: 8-bit label maps with {IGNORED_LABEL} "
+            f"for ignored pixels number at most {IGNORED_LABEL}"
+        )
+    images = _files(Path(image_root), _IMAGES, "image", hint)
+    labels = _files(Path(label_root), _LABELS, "label map", label_hint or hint)
+    _check_pairs(images, labels, f"label map in {label_root}")
+    _check_pairs(labels, images, f"image in {image_root}")
+    logger.info("%s: %d images with label maps", image_root, len(images))
+    return [
+        {"file_name": str(images[key]), "sem_seg_file_name": str(labels[key])}
+        for key in sorted(images)
+    ]
+
+
+def _files(root: Path, suffixes: tuple[str, ...], kind: str, hint: str) -> dict[str, Path]:
+    """The files below ``root`` by their path there without suffix."""
+    if not root.is_dir():
+        raise DatasetError(f"{kind} folder {root} does not exist{hint and '; '}{hint}")
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in suffixes:
+            continue
+        key = path.relative_to(root).with_suffix("").as_posix()
+        if key in found:
+            raise DatasetError(
+                f"{kind}s {found[key]} and {path} differ in their suffix alone; remove one"
+            )
+        found[key] = path
+    if not found:
+        raise DatasetError(
+            f"{kind} folder {root} has no file *{', *'.join(suffixes)}{hint and '; '}{hint}"
+        )
+    return found
+
+
+def _check_pairs(files: dict[str, Path], partners: dict[str, Path], partner: str) -> None:
+    alone = [path for key, path in sorted(files.items()) if key not in partners]
+    if alone:
+        raise DatasetError(
+            f"{alone[0]} has no {partner} ({len(alone)} of {len(files)} files have none); add the "
+            "missing files or remove those that have no partner"
+        )
+
+
+def register_semantic_format(
+    name: str,
+    image_root: str | os.PathLike[str],
+    label_root: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    hint: str = "",
+    label_hint: str = "",
+) -> None:
+    """Register images with label maps; the folders are read when the data set is loaded.
+
+    The metadata are ``stuff_classes``, ``vocabulary``, ``ignore_label`` (255), ``image_root``,
+    ``sem_seg_root``, ``evaluator_type`` ("sem_seg") and ``registration`` (the arguments).
+
+    Args:
+        name: name in Detectron2's catalogs.
+        image_root, label_root, vocabulary, hint, label_hint: see :func:`load_semantic_format`.
+
+    Raises:
+        DatasetError: the name is taken by another data set. The same call twice is fine. On
+            loading: as :func:`load_semantic_format`.
+    """
+    arguments: dict[str, Any] = {
+        "image_root": os.fspath(image_root),
+        "label_root": os.fspath(label_root),
+        "vocabulary": vocabulary,
+    }
+    if is_registered(name, arguments):
+        return
+    DatasetCatalog.register(
+        name, lambda: load_semantic_format(image_root, label_root, vocabulary, hint, label_hint)
+    )
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(vocabulary.labels),
+        vocabulary=vocabulary,
+        ignore_label=IGNORED_LABEL,
+        image_root=arguments["image_root"],
+        sem_seg_root=arguments["label_root"],
+        evaluator_type="sem_seg",
+        registration=arguments,
+    )
+
+
+def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``ade20k_150_train`` and ``ade20k_150_val``: 20,210 and 2,000 images, 150 classes.
+
+    The class names are those that DenseCLIP (arXiv 2112.01518) gives its text encoder. The label
+    maps are those that Detectron2's ``datasets/prepare_ade20k_sem_seg.py`` writes.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
+
+    Raises:
+        DatasetError: one of the names is taken by another data set.
+    """
+    folder = datasets_root(root) / _ADE20K
+    for part, subfolder in (("train", "training"), ("val", "validation")):
+        register_semantic_format(
+            f"ade20k_150_{part}",
+            folder / "images" / subfolder,
+            folder / "annotations_detectron2" / subfolder,
+            Vocabulary.named("ade20k_150_denseclip"),
+            hint=_ADE20K_HINT,
+            label_hint=_ADE20K_LABELS,
+        )

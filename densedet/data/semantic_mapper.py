@@ -1,0 +1,90 @@
+"""From a record with a label map to the input of a semantic segmentation model."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+
+from densedet.data.images import check_image_size, read_image, read_label_map
+from densedet.errors import ConfigError, DatasetError
+
+
+class SemanticMapper:
+    """Reads an image and, in training, its label map, and applies the same augmentations to both.
+
+    Args:
+        is_train: whether to read label maps.
+        augmentations: applied in order, see :mod:`densedet.data.transforms`.
+        num_classes: labels are below it, except ``ignore_value``.
+        ignore_value: label of the pixels that count nowhere.
+
+    Raises:
+        ConfigError: ``ignore_value`` is the index of a class, or no 8-bit label.
+    """
+
+    def __init__(
+        self,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        num_classes: int,
+        ignore_value: int = 255,
+    ) -> None:
+        if not 0 < num_classes <= ignore_value <= 255:
+            raise ConfigError(
+                f"ignore_value={ignore_value} is a label of the {num_classes} classes, or above "
+                "255; give one between"
+            )
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.num_classes, self.ignore_value = num_classes, ignore_value
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            dataset_dict: with "file_name" and, in training, "sem_seg_file_name"; not modified.
+
+        Returns:
+            The record with "image", (3, H, W) uint8 RGB, and in training "sem_seg", (H, W) int64.
+            "height" and "width" are those of the file.
+
+        Raises:
+            ImageError: an image or a label map is missing, truncated or not an image.
+            DatasetError: a label map is not 8-bit, of another size than its image, or has a label
+                that is no class.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = read_image(record["file_name"])
+        height, width = image.shape[:2]
+        check_image_size(record, width, height)
+        record["width"], record["height"] = width, height
+        labels = self._labels(record, (height, width)) if self.is_train else None
+        aug_input = T.AugInput(image, sem_seg=labels)
+        self.augmentations(aug_input)
+        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        record["image"] = torch.as_tensor(pixels)
+        if self.is_train:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        return record
+
+    def _labels(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """Read and check a label map: [H, W] uint8."""
+        name = record["sem_seg_file_name"]
+        labels = read_label_map(name)
+        if labels.shape != size:
+            raise DatasetError(
+                f"label map {name} is {labels.shape[1]}x{labels.shape[0]} pixels (width x height), "
+                f"but its image {record['file_name']} is {size[1]}x{size[0]}; one of the two "
+                "belongs to another version of the data set"
+            )
+        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_value)]
+        if wrong.size:
+            raise DatasetError(
+                f"label map {name} has the label {wrong.max()}, which is none of the "
+                f"{self.num_classes} classes (0 to {self.num_classes - 1}) and not the ignored "
+                f"{self.ignore_value}; were the labels prepared?"
+            )
+        return labels

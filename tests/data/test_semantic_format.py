@@ -1,0 +1,122 @@
+"""Pairing images with label maps, and ADE20K on its official layout."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from densedet.data import (
+    load_semantic_format,
+    register_ade20k,
+    register_all,
+    register_semantic_format,
+)
+from densedet.errors import DatasetError
+from densedet.vocabulary import Vocabulary
+
+WORDS = Vocabulary.parse("wall;sky;tree")
+ADE = Path("ADEChallengeData2016")
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[..., None]:
+    """Make grey pictures of 2 x 2 pixels."""
+
+    def write(*names: str) -> None:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (2, 2)).save(path)
+
+    return write
+
+
+def test_records_are_in_the_order_of_the_paths(tmp_path: Path, put: Callable[..., None]) -> None:
+    put("i/b.jpg", "i/a.JPEG", "i/sub/c.png", "l/a.png", "l/b.png", "l/sub/c.png")
+    (tmp_path / "i/readme.txt").write_text("not an image")
+    assert load_semantic_format(tmp_path / "i", str(tmp_path / "l"), WORDS) == [
+        {"file_name": f"{tmp_path}/i/{image}", "sem_seg_file_name": f"{tmp_path}/l/{labels}.png"}
+        for image, labels in (("a.JPEG", "a"), ("b.jpg", "b"), ("sub/c.png", "sub/c"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"image folder .*/i does not exist; from here$"),
+        (["l/a.png"], r"image folder .*/i does not exist; from here$"),
+        (["i/a.jpg"], r"label map folder .*/l does not exist; prepare$"),
+        (["i/a.gif", "l/a.png"], r"image folder .*/i has no file \*\.jpg, .*; from here$"),
+        (["i/a.jpg", "l/a.jpg"], r"label map folder .*/l has no file \*\.png; prepare$"),
+        (
+            ["i/a.jpg", "i/b.jpg", "i/c.jpg", "l/a.png"],
+            r"/i/b\.jpg has no label map in .*/l \(2 of 3 files have none\); add",
+        ),
+        (["i/a.jpg", "l/a.png", "l/b.png"], r"/l/b\.png has no image in .*/i \(1 of 2 files"),
+        (["i/a.jpg", "i/a.png", "l/a.png"], r"/i/a\.jpg and .*/i/a\.png differ in their suffix"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path, put: Callable[..., None], files: list[str], message: str
+) -> None:
+    put(*files)
+    with pytest.raises(DatasetError, match=message):
+        load_semantic_format(tmp_path / "i", tmp_path / "l", WORDS, "from here", "prepare")
+
+
+def test_labels_of_8_bits_number_255_categories(tmp_path: Path, put: Callable[..., None]) -> None:
+    put("i/a.jpg", "l/a.png")
+    words = [f"c{i}" for i in range(256)]
+    folders = (tmp_path / "i", tmp_path / "l")
+    assert len(load_semantic_format(*folders, Vocabulary.parse(";".join(words[:255])))) == 1
+    with pytest.raises(DatasetError, match="256 categories: 8-bit"):
+        load_semantic_format(*folders, Vocabulary.parse(";".join(words)))
+
+
+def test_metadata_and_registering_twice(tmp_path: Path, put: Callable[..., None]) -> None:
+    register_semantic_format("pairs", tmp_path / "i", tmp_path / "l", WORDS)
+    metadata = MetadataCatalog.get("pairs")
+    assert metadata.stuff_classes == ["wall", "sky", "tree"]
+    assert metadata.vocabulary is WORDS
+    assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
+    assert (metadata.image_root, metadata.sem_seg_root) == (f"{tmp_path}/i", f"{tmp_path}/l")
+    put("i/a.jpg", "l/a.png")
+    assert len(DatasetCatalog.get("pairs")) == 1
+    register_semantic_format("pairs", tmp_path / "i", tmp_path / "l", WORDS, hint="another hint")
+    with pytest.raises(DatasetError, match=r"'pairs' is already registered, with label_root=.*/l"):
+        register_semantic_format("pairs", tmp_path / "i", tmp_path / "m", WORDS)
+    with pytest.raises(DatasetError, match="'pairs' is already registered, with vocabulary="):
+        register_semantic_format(
+            "pairs", tmp_path / "i", tmp_path / "l", WORDS.with_unseen(["sky"])
+        )
+
+
+def test_ade20k(tmp_path: Path, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_ade20k()
+    register_all(tmp_path)  # registers it as well; the same root
+    for part, folder, count in (("train", "training", 2), ("val", "validation", 1)):
+        for i in range(count):
+            put(str(ADE / f"images/{folder}/{i}.jpg"))
+            put(str(ADE / f"annotations_detectron2/{folder}/{i}.png"))
+        assert len(DatasetCatalog.get(f"ade20k_150_{part}")) == count
+        metadata = MetadataCatalog.get(f"ade20k_150_{part}")
+        assert metadata.vocabulary == Vocabulary.named("ade20k_150_denseclip")
+        assert len(metadata.stuff_classes) == 150
+        assert metadata.stuff_classes[0] == "wall"
+        assert metadata.sem_seg_root == str(tmp_path / ADE / "annotations_detectron2" / folder)
+
+
+def test_ade20k_says_what_is_to_do(tmp_path: Path, put: Callable[..., None]) -> None:
+    register_ade20k(tmp_path)
+    with pytest.raises(DatasetError, match=r"images/training does not .* unpack ADEChallengeData"):
+        DatasetCatalog.get("ade20k_150_train")
+    put(str(ADE / "images/training/1.jpg"), str(ADE / "annotations/training/1.png"))
+    with pytest.raises(DatasetError) as caught:
+        DatasetCatalog.get("ade20k_150_train")
+    message = str(caught.value)
+    assert "annotations_detectron2/training does not exist" in message
+    assert "label 0 becomes 255, every other label one less" in message
+    assert "datasets/prepare_ade20k_sem_seg.py" in message
