@@ -11,6 +11,10 @@ AdamW = L(torch.optim.AdamW)(
         weight_decay_norm=None,
         weight_decay_bias=None,
         weight_decay_1d=None,
+        # regular expression on the full name -> factor of the rate, weight decay
+        base_lr="${..lr}",
+        lr_factors=None,
+        weight_decays=None,
     ),
     lr=1e-4,
     betas=(0.9, 0.999),

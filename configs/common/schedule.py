@@ -1,7 +1,7 @@
-# Learning-rate multipliers, in iterations of the config that holds them.
+# Learning-rate multipliers and poly's rates, in iterations of the config that holds them.
 from detectron2.config import LazyCall as L
 
-from densedet.engine.schedule import ClipCosine, warmup_schedule
+from densedet.engine.schedule import ClipCosine, PolyFloor, warmup_schedule
 
 # linear warm-up, then the full rate to the end
 constant = L(warmup_schedule)(
@@ -26,3 +26,7 @@ cosine = L(warmup_schedule)(
 )
 # the schedule of open_clip: warm-up by whole steps, then half a cosine to 0
 clip_cosine = L(ClipCosine)(max_iter="${train.max_iter}", warmup_iters=1000)
+# linear warm-up, then down to the same small rate for every parameter group
+poly = L(PolyFloor)(
+    max_iter="${train.max_iter}", power=0.9, floor=1e-6, warmup_iters=1500, warmup_factor=1e-6
+)

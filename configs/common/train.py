@@ -13,6 +13,8 @@ train = dict(
     clip_grad=None,
     # arguments of DistributedDataParallel
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    # batch norms over the batches of all processes (CUDA); needless in one process
+    sync_batch_norm=False,
     # a checkpoint every `period` iterations, of which the last `max_to_keep` stay
     checkpointer=dict(period=5000, max_to_keep=5),
     eval_period=5000,  # 0: only after the last iteration

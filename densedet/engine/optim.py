@@ -1,6 +1,8 @@
 """Parameter groups of the optimizer."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,26 +20,38 @@ def get_parameters(
     weight_decay_bias: float | None = None,
     weight_decay_1d: float | None = None,
     lr_factor_func: Callable[[str], float] | None = None,
+    lr_factors: Mapping[str, float] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the parameters that require gradients, grouped by learning rate and weight decay.
 
-    Detectron2's ``get_default_optimizer_params`` with one more rule.
+    Detectron2's ``get_default_optimizer_params`` with more rules. The keys of ``lr_factors`` and
+    ``weight_decays`` are regular expressions, searched in the full name of a parameter (as in
+    ``model.named_parameters()``); the longest that is found decides, whatever their order.
 
     Args:
         model: Frozen parameters (``requires_grad=False``) are left out.
-        base_lr: Needed with ``lr_factor_func``; otherwise the optimizer's.
+        base_lr: Needed with ``lr_factor_func`` or ``lr_factors``; otherwise the optimizer's.
         weight_decay_norm: Decay of normalisation layers; None: the optimizer's.
         weight_decay_bias: Decay of parameters called ``bias``; None: the optimizer's.
         weight_decay_1d: Decay of every parameter with fewer than two dimensions (biases, norms of
             any class, scalars), the usual rule for transformers and CLIP; it goes before the other
             two.
         lr_factor_func: From a parameter's name to a factor of ``base_lr``.
+        lr_factors: The same by regular expression; 1 for a name in which none is found.
+        weight_decays: Decay by regular expression; it goes before the other three.
         overrides: From a parameter's last name to its options.
 
     Raises:
-        ConfigError: every parameter is frozen.
+        ConfigError: every parameter is frozen; a pattern is no regular expression, or is found in
+            no name, frozen or not; ``lr_factors`` without ``base_lr`` or with ``lr_factor_func``.
     """
+    if lr_factors:
+        if base_lr is None or lr_factor_func is not None:
+            raise ConfigError("lr_factors needs base_lr, and goes without lr_factor_func")
+        lr_factor_func = partial(_Rules("lr_factors", lr_factors, model).find, default=1.0)
+    decays = _Rules("weight_decays", weight_decays or {}, model)
     groups = get_default_optimizer_params(
         model,
         base_lr=base_lr,
@@ -48,14 +62,40 @@ def get_parameters(
     )
     if not groups:
         raise ConfigError("every parameter of the model is frozen: there is nothing to train")
-    if weight_decay_1d is None:
-        return groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
     split = []
     for group in groups:
         for parameter in group["params"]:
-            decay = {"weight_decay": weight_decay_1d} if parameter.ndim < 2 else {}
-            split.append({**group, **decay, "params": [parameter]})
+            default = weight_decay_1d if parameter.ndim < 2 else None
+            decay = decays.find(names[parameter], default)
+            options = {} if decay is None else {"weight_decay": decay}
+            split.append({**group, **options, "params": [parameter]})
     return reduce_param_groups(split)
+
+
+class _Rules:
+    """Values by regular expression, the longest first."""
+
+    def __init__(self, option: str, rules: Mapping[str, float], model: nn.Module) -> None:
+        names = [name for name, _ in model.named_parameters()]
+        self._rules: list[tuple[re.Pattern[str], float]] = []
+        for pattern in sorted(rules, key=len, reverse=True):
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{option}: {pattern!r} is no pattern: {error}") from error
+            if not any(map(compiled.search, names)):
+                raise ConfigError(
+                    f"{option}: {pattern!r} is found in none of the {len(names)} parameter names "
+                    f"(e.g. {', '.join(names[:: max(1, len(names) // 3)][:3])}); mend it or drop it"
+                )
+            self._rules.append((compiled, float(rules[pattern])))
+
+    def find(self, name: str, default: Any) -> Any:
+        """The value of the first pattern that is found in ``name``, or else ``default``."""
+        # Detectron2 gives the parameters of the model itself with a dot in front
+        found = (value for pattern, value in self._rules if pattern.search(name.removeprefix(".")))
+        return next(found, default)
 
 
 def muon_parameters(model: nn.Module, blocks: str, **options: Any) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class TrainOptions:
     grad_scaler: Mapping[str, Any]
     clip_grad: Mapping[str, Any] | None
     ddp: Mapping[str, Any]
+    sync_batch_norm: bool
     checkpointer: Mapping[str, Any]
     eval_period: int
     log_period: int
@@ -46,6 +47,8 @@ class TrainOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"train.{name}={value!r} is not an integer of at least {least}")
+        if not isinstance(self.sync_batch_norm, bool):
+            raise ConfigError(f"train.sync_batch_norm={self.sync_batch_norm!r} is not a bool")
         if self.clip_grad is not None and not self.clip_grad.get("max_norm", 0) > 0:
             raise ConfigError("train.clip_grad needs max_norm > 0, or is null")
         if not self.checkpointer.get("period", 0) >= 1:

@@ -1,8 +1,9 @@
-"""Learning-rate multipliers in iterations, on fvcore's schedulers (which count in fractions)."""
+"""Learning rates in iterations: multipliers on fvcore's schedulers, and a decay to a floor."""
 
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
@@ -11,6 +12,8 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from densedet.errors import ConfigError
 
@@ -112,3 +115,73 @@ class ClipCosine(ParamScheduler):
             return (iteration + 1) / self.warmup_iters
         done = (iteration - self.warmup_iters) / (self.max_iter - self.warmup_iters)
         return (1 + math.cos(math.pi * done)) / 2
+
+
+class PolyFloor:
+    """Polynomial decay to a rate that is the same for every group, after a linear warm-up.
+
+    With the base rate ``b`` of a parameter group, iteration ``i`` has the rate
+    ``(b - floor) (1 - i / max_iter)^power + floor``, before ``warmup_iters`` times
+    ``1 - (1 - i / warmup_iters) (1 - warmup_factor)``. A group of base rate 0 rises to ``floor``.
+    DenseCLIP (arXiv 2112.01518) trains its segmentation models so. As ``floor`` is absolute, this
+    is no multiplier: ``lr_multiplier`` of a config may be either.
+
+    Args:
+        max_iter: Iterations of the training.
+        power: Exponent of the decay.
+        floor: Rate at the end.
+        warmup_iters: Iterations of the warm-up; 0 has none.
+        warmup_factor: Of the decaying rate, at iteration 0.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        max_iter: int,
+        power: float = 0.9,
+        floor: float = 1e-6,
+        warmup_iters: int = 1500,
+        warmup_factor: float = 1e-6,
+    ) -> None:
+        if max_iter < 1 or warmup_iters < 0 or power <= 0 or floor < 0:
+            raise ConfigError(
+                f"schedule: max_iter={max_iter}, warmup_iters={warmup_iters}, power={power} or "
+                f"floor={floor} is out of range"
+            )
+        self.max_iter, self.power, self.floor = max_iter, power, floor
+        self.warmup_iters, self.warmup_factor = warmup_iters, warmup_factor
+
+    def rate(self, base_lr: float, iteration: int) -> float:
+        """The learning rate of a group with ``base_lr`` in ``iteration``; ``floor`` at the end."""
+        left = max(0.0, 1 - iteration / self.max_iter)
+        rate = (base_lr - self.floor) * left**self.power + self.floor
+        if iteration < self.warmup_iters:
+            rate *= 1 - (1 - iteration / self.warmup_iters) * (1 - self.warmup_factor)
+        return rate
+
+    def bind(self, optimizer: Optimizer, last_iter: int = -1) -> LRScheduler:
+        """The scheduler that sets the rates of ``optimizer``, those of the next iteration at once.
+
+        Args:
+            optimizer: Its groups have their base rate as ``initial_lr``, or else as ``lr``.
+            last_iter: The last iteration that was done; -1 for none.
+        """
+        return _PolyFloorScheduler(optimizer, self, last_iter)
+
+
+class _PolyFloorScheduler(LRScheduler):
+    """Sets every group's rate to :meth:`PolyFloor.rate` of its own base rate."""
+
+    def __init__(self, optimizer: Optimizer, schedule: PolyFloor, last_iter: int) -> None:
+        self._schedule = schedule
+        super().__init__(optimizer, last_epoch=last_iter)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The rates of the iteration ``last_epoch``."""
+        return [self._schedule.rate(float(base), self.last_epoch) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers alone: the schedule is the config's, and a checkpoint holds no objects."""
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}

@@ -1,7 +1,8 @@
 """Training and evaluation of what a LazyConfig describes.
 
-The config has ``model``, ``optimizer`` (its ``params.model`` is filled in here), ``lr_multiplier``,
-``train`` (:mod:`densedet.engine.options`) and ``dataloader`` with
+The config has ``model``, ``optimizer`` (its ``params.model`` is filled in here), ``lr_multiplier``
+(fvcore's, or :class:`densedet.engine.schedule.PolyFloor`), ``train``
+(:mod:`densedet.engine.options`) and ``dataloader`` with
 
 - ``register``: a list of calls made first, e.g. the registration of data sets (optional);
 - ``train``: :func:`densedet.data.loader.build_train_loader`, or any iterable of batches;
@@ -23,10 +24,12 @@ from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +46,7 @@ from densedet.engine.hooks import (
 )
 from densedet.engine.launch import resolve_device
 from densedet.engine.options import TrainOptions, train_options
+from densedet.engine.schedule import PolyFloor
 from densedet.engine.trainer import Trainer, check_precision
 from densedet.engine.writers import build_writers
 from densedet.errors import ConfigError
@@ -90,6 +94,8 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         _save_config(cfg, options.output_dir)
     model = build(cfg.model, "model").to(device)
+    if options.sync_batch_norm:
+        model = synchronise_batch_norm(model, device, comm.get_world_size())
     check_vocabulary(cfg, model, "train")
     check_vocabulary(cfg, model, "test")
     loader = build(cfg.dataloader.train, "dataloader.train")
@@ -300,6 +306,34 @@ def check_sync_norm(model: nn.Module, device: torch.device, world_size: int) -> 
             )
 
 
+def synchronise_batch_norm(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
+    """Have batch norms take their statistics over the batches of all processes, on CUDA.
+
+    Each (also timm's, which hold an activation) becomes a ``torch.nn.SyncBatchNorm`` with the same
+    parameters, buffers and names. One process has nothing to share, and on the CPU torch cannot:
+    there the model stays as it is. Frozen batch norms of Detectron2 are none.
+
+    Args:
+        model: changed in place, unless it is itself a batch norm.
+        device: of the training.
+        world_size: number of processes.
+
+    Returns:
+        The model.
+    """
+    if world_size == 1:
+        return model
+    if device.type != "cuda":
+        logger.warning(
+            "train.sync_batch_norm: on %s each of the %d processes has its own batch statistics",
+            device.type,
+            world_size,
+        )
+        return model
+    synchronised: nn.Module = convert_sync_batchnorm(model)
+    return synchronised
+
+
 def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     node = copy.deepcopy(cfg.optimizer)
     if not isinstance(node.get("params"), DictConfig):
@@ -308,6 +342,21 @@ def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer
         )
     node.params.model = model
     return build(node, "optimizer")
+
+
+class _LearningRate(hooks.LRScheduler):
+    """Detectron2's hook; also for a :class:`PolyFloor`, which is no multiplier."""
+
+    def __init__(self, schedule: Any) -> None:
+        super().__init__(scheduler=schedule)
+        self._schedule = schedule
+
+    def before_train(self) -> None:
+        """Bind the schedule to the optimizer, at the iteration where the training starts."""
+        if isinstance(self._schedule, PolyFloor):
+            last_iter = self.trainer.iter - 1
+            self._scheduler = self._schedule.bind(self.trainer.optimizer, last_iter)
+        super().before_train()
 
 
 def _build_own_hooks(options: TrainOptions) -> list[HookBase]:
@@ -325,12 +374,14 @@ def _build_hooks(
     def test() -> dict[str, Any]:
         results.clear()
         results.update(do_test(cfg, model, own_hooks))
-        return results
+        # the curve has no point where a figure is undefined; NaN would be no JSON
+        figures = flatten_results_dict(results)
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     built: list[HookBase] = [
         hooks.IterationTimer(),
         SeedEveryStep(options.seed),
-        hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
+        _LearningRate(build(cfg.lr_multiplier, "lr_multiplier")),
         *own_hooks,
     ]
     if comm.is_main_process():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 
+from densedet.engine.schedule import PolyFloor
 from densedet.engine.train import train
 
 
@@ -79,6 +81,33 @@ def test_resuming_a_longer_training_keeps_one_curve_and_the_right_rate(tmp_path,
     assert [r["iteration"] for r in losses] == [0, 1, 2, 3, 4, 5]
     warm = [0.001 + 0.999 * i / 4 for i in range(4)] + [1.0, 1.0]
     assert [r["lr"] for r in losses] == pytest.approx([0.01 * w for w in warm], rel=1e-6)
+
+
+def test_resuming_a_decay_to_a_floor(tmp_path, load_tiny):
+    def load(*more):
+        cfg = load_tiny("plain", "train.max_iter=6", *more)
+        cfg.lr_multiplier = L(PolyFloor)(
+            max_iter="${train.max_iter}", floor=0.001, warmup_iters=3, warmup_factor=0.1
+        )
+        cfg.optimizer.params.lr_factors = {"stem": 0.0}
+        return cfg
+
+    whole = f"train.output_dir='{tmp_path}/whole'"
+    train(load(whole))
+    part = load("train.max_iter=4")
+    part.lr_multiplier.max_iter = 6
+    train(part)
+    train(load(), resume=True)
+
+    lines = (tmp_path / "out/metrics.json").read_text().splitlines()
+    losses = [json.loads(line) for line in lines if "total_loss" in line]
+    warm = [1 - 0.9 * (1 - i / 3) if i < 3 else 1 for i in range(6)]
+    expected = [w * (0.009 * (1 - i / 6) ** 0.9 + 0.001) for i, w in enumerate(warm)]
+    assert [r["lr"] for r in losses] == pytest.approx(expected, rel=1e-6)
+    assert _difference(tmp_path / "out/model_final.pth", tmp_path / "whole/model_final.pth") == 0
+    state = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
+    rates = [group["lr"] for group in state["trainer"]["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([0.001, 0.001]), "at the end, also from a base rate of 0"
 
 
 def test_resuming_a_finished_training_only_evaluates(tmp_path, load_tiny):

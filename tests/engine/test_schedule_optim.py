@@ -2,6 +2,7 @@
 
 import json
 import math
+from io import BytesIO
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from densedet.engine.config import build, load_config
 from densedet.engine.optim import MuonAdamW, get_parameters, muon_parameters
-from densedet.engine.schedule import ClipCosine, warmup_schedule
+from densedet.engine.schedule import ClipCosine, PolyFloor, warmup_schedule
 from densedet.errors import ConfigError
 
 
@@ -72,7 +73,7 @@ def test_wrong_schedules_are_refused():
 
 def test_the_common_schedules_follow_max_iter(load_tiny):
     common = load_config("configs/common/schedule.py")
-    assert set(common) == {"constant", "step", "cosine", "clip_cosine"}
+    assert set(common) == {"constant", "step", "cosine", "clip_cosine", "poly"}
     cfg = load_tiny("plain", "train.max_iter=8")
     schedule = build(cfg.lr_multiplier, "lr_multiplier")
     assert schedule(2 / 8) == pytest.approx(_warm(2, 4))
@@ -106,6 +107,88 @@ def test_clip_cosine_in_an_optimizer_ends_at_zero():
 def test_clip_cosine_refuses_a_warmup_that_does_not_fit(total, warmup):
     with pytest.raises(ConfigError, match="does not fit"):
         ClipCosine(total, warmup)
+
+
+def _sgd(*base_rates):
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in base_rates]
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+def _poly(base, i, total, warm, power=0.9, floor=1e-6, ratio=1e-6):
+    rate = (base - floor) * (1 - i / total) ** power + floor
+    if i < warm:
+        rate -= rate * (1 - i / warm) * (1 - ratio)
+    return rate
+
+
+def test_poly_of_every_group_with_its_own_base_rate():
+    bases = (1e-4, 1e-5, 0.0)
+    optimizer = _sgd(*bases)
+    scheduler = PolyFloor(60, warmup_iters=20).bind(optimizer)
+    for i in range(60):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([_poly(b, i, 60, 20) for b in bases], rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-6] * 3)
+    optimizer.step()
+    scheduler.step()  # a step too many stays at the floor
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-6] * 3)
+
+
+def test_poly_numbers():
+    schedule = PolyFloor(80000)
+    assert schedule.rate(1e-4, 0) == pytest.approx(1e-10)
+    assert schedule.rate(1e-4, 1499) == pytest.approx(9.8263e-5, rel=1e-5)
+    assert schedule.rate(1e-4, 1500) == pytest.approx(9.9e-5 * 0.98125**0.9 + 1e-6)
+    assert schedule.rate(1e-4, 40000) == pytest.approx(9.9e-5 * 0.5**0.9 + 1e-6)
+    # a rate of 0 rises to the floor: at the middle 1e-6 (1 - 0.5^0.9)
+    assert schedule.rate(0.0, 40000) == pytest.approx(4.6411e-7, rel=1e-4)
+    assert schedule.rate(0.0, 80000) == schedule.rate(1e-4, 80000) == 1e-6
+
+
+@pytest.mark.parametrize("kind", ["sgd", "muon"])
+def test_poly_goes_on_from_a_state_dict(kind):
+    bases = (0.3, 0.1, 0.0)
+
+    def optimizer():
+        if kind == "sgd":
+            return _sgd(*bases)
+        groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": r} for r in bases[1:]]
+        matrix = {"params": [nn.Parameter(torch.zeros(2, 2))], "muon": True}
+        return MuonAdamW([matrix, *groups], lr=1.0, muon_lr=bases[0])
+
+    schedule = PolyFloor(10, floor=0.01, warmup_iters=4, warmup_factor=0.1)
+    first = optimizer()
+    scheduler = schedule.bind(first)
+    for _ in range(3):
+        first.step()
+        scheduler.step()
+    saved = torch.save(
+        {"optimizer": first.state_dict(), "scheduler": scheduler.state_dict()}, buffer := BytesIO()
+    )
+    assert saved is None and buffer.seek(0) == 0
+    state = torch.load(buffer, weights_only=True)
+    for way in ("last_iter", "state_dict"):
+        second = optimizer()
+        second.load_state_dict(state["optimizer"])
+        again = schedule.bind(second, last_iter=2)
+        if way == "state_dict":
+            again.load_state_dict(state["scheduler"])
+        for i in range(3, 10):
+            expected = [_poly(b, i, 10, 4, floor=0.01, ratio=0.1) for b in bases]
+            assert [g["lr"] for g in second.param_groups] == pytest.approx(expected, rel=1e-9)
+            second.step()
+            again.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_iter": 0}, {"warmup_iters": -1}, {"power": 0.0}, {"floor": -1e-6}],
+)
+def test_poly_refuses_numbers_out_of_range(options):
+    with pytest.raises(ConfigError, match="out of range"):
+        PolyFloor(**{"max_iter": 10, **options})
 
 
 class Model(nn.Module):
@@ -147,6 +230,119 @@ def test_decay_of_norms_biases_and_vectors():
         "norm.bias": 0.0,
         "scale": 0.0,
     }
+
+
+class Segmentor(nn.Module):
+    """Names as those of DenseCLIP's models have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        names = (
+            "backbone.fpn_lateral2",
+            "backbone.bottom_up.trunk.visual.tower.conv1",
+            "backbone.bottom_up.trunk.visual.tower.norm1",
+            "backbone.bottom_up.guidance.text.encoder.norm1",
+            "backbone.bottom_up.guidance.decoder.text_proj",
+            "backbone.bottom_up.guidance.decoder.layers.0.norm1",
+            "backbone.bottom_up.guidance.decoder.layers.0.mlp",
+            "sem_seg_head.norm",
+        )
+        for name in names:
+            parent = self
+            for part in name.split(".")[:-1]:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(name.rpartition(".")[2], nn.LayerNorm(2))
+
+
+GUIDED_RULES = {
+    "lr_factors": {
+        r"bottom_up": 1.0,  # shorter than the next two, so it decides only where they are not found
+        r"bottom_up\.trunk\.": 0.1,
+        r"guidance\.text\.encoder\.": 0.0,
+    },
+    "weight_decays": {r"guidance\.decoder\.layers\.\d+\.norm": 0.0},
+}
+
+
+def test_rules_on_full_names():
+    model = Segmentor()
+    names = {p: n for n, p in model.named_parameters()}
+    groups = get_parameters(model, base_lr=1e-4, **GUIDED_RULES)
+    optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=1e-4)
+    found = {
+        names[p]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    guidance = "backbone.bottom_up.guidance."
+    expected = {
+        "scale": (1e-4, 1e-4),
+        "backbone.fpn_lateral2": (1e-4, 1e-4),
+        "backbone.bottom_up.trunk.visual.tower.conv1": (1e-5, 1e-4),
+        "backbone.bottom_up.trunk.visual.tower.norm1": (1e-5, 1e-4),
+        f"{guidance}text.encoder.norm1": (0.0, 1e-4),
+        f"{guidance}decoder.text_proj": (1e-4, 1e-4),
+        f"{guidance}decoder.layers.0.norm1": (1e-4, 0.0),
+        f"{guidance}decoder.layers.0.mlp": (1e-4, 1e-4),
+        "sem_seg_head.norm": (1e-4, 1e-4),
+    }
+    assert found == {
+        name: pytest.approx(options)
+        for prefix, options in expected.items()
+        for name in ([prefix] if prefix == "scale" else [f"{prefix}.weight", f"{prefix}.bias"])
+    }
+    assert len(optimizer.param_groups) == 4
+
+
+def test_a_rule_goes_before_the_decay_of_vectors_and_the_longest_before_the_others():
+    rules = {r"norm": 0.3, r"decoder.*norm1\.w": 0.4, r"^scale$": 0.5}
+    found = {}
+    model = Segmentor()
+    names = {p: n for n, p in model.named_parameters()}
+    for order in (rules, dict(reversed(rules.items()))):
+        groups = get_parameters(model, weight_decay_1d=0.0, weight_decays=order)
+        found = {names[p]: g["weight_decay"] for g in groups for p in g["params"]}
+        assert found["scale"] == 0.5 and found["sem_seg_head.norm.bias"] == 0.3
+        norm1 = "backbone.bottom_up.guidance.decoder.layers.0.norm1."
+        assert (found[f"{norm1}weight"], found[f"{norm1}bias"]) == (0.4, 0.3)
+        assert found["backbone.fpn_lateral2.weight"] == 0.0
+
+
+def test_rules_may_name_frozen_parameters():
+    model = Segmentor()
+    model.backbone.bottom_up.guidance.text.requires_grad_(False)
+    groups = get_parameters(model, base_lr=1e-4, **GUIDED_RULES)
+    assert sorted({g["lr"] for g in groups}) == pytest.approx([1e-5, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_decays": {"trunck": 0.0}}, r"weight_decays: 'trunck' is found in none of the 17"),
+        ({"lr_factors": {"trunck": 0.1}, "base_lr": 1.0}, "lr_factors: 'trunck' is found in none"),
+        ({"weight_decays": {"(": 0.0}}, r"'\(' is no pattern"),
+        ({"lr_factors": {"trunk": 0.1}}, "lr_factors needs base_lr"),
+        (
+            {"lr_factors": {"trunk": 0.1}, "base_lr": 1.0, "lr_factor_func": len},
+            "without lr_factor_func",
+        ),
+    ],
+)
+def test_rules_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        get_parameters(Segmentor(), **options)
+
+
+def test_rules_in_a_config():
+    node = load_config("configs/common/optim.py").AdamW
+    node.lr = 2e-3
+    node.params.lr_factors = GUIDED_RULES["lr_factors"]
+    node.params.weight_decays = GUIDED_RULES["weight_decays"]
+    node.params.model = Segmentor()
+    groups = build(node, "optimizer").param_groups
+    found = {(group["lr"], group["weight_decay"]) for group in groups}
+    assert found == {(0.0, 0.1), (2e-3 * 0.1, 0.1), (2e-3, 0.0), (2e-3, 0.1)}
 
 
 def test_a_frozen_model_has_nothing_to_train():

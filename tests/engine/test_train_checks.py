@@ -6,11 +6,18 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.layers import get_norm
+from detectron2.layers import FrozenBatchNorm2d, get_norm
 from omegaconf import DictConfig
+from timm.layers import BatchNormAct2d
 from torch import nn
 
-from densedet.engine.train import check_sync_norm, check_vocabulary, evaluate, train
+from densedet.engine.train import (
+    check_sync_norm,
+    check_vocabulary,
+    evaluate,
+    synchronise_batch_norm,
+    train,
+)
 from densedet.errors import ConfigError
 from densedet.vocabulary import Vocabulary
 
@@ -97,6 +104,22 @@ def test_sync_norm_is_refused_in_several_processes_on_the_cpu():
     check_sync_norm(model, cpu, 1)
     check_sync_norm(model, torch.device("cuda", 0), 2)
     check_sync_norm(nn.Sequential(get_norm("BN", 4), get_norm("GN", 32)), cpu, 2)
+
+
+def test_batch_norms_are_synchronised_in_several_processes_on_cuda(caplog):
+    model = nn.Sequential(nn.BatchNorm2d(4), get_norm("FrozenBN", 4), BatchNormAct2d(4))
+    before = dict(model.state_dict(keep_vars=True))
+    cuda = torch.device("cuda", 0)
+    for unchanged in ((cuda, 1), (torch.device("cpu"), 2)):
+        assert synchronise_batch_norm(model, *unchanged) is model
+        assert type(model[0]) is nn.BatchNorm2d
+    assert "on cpu each of the 2 processes has its own batch statistics" in caplog.text
+    assert synchronise_batch_norm(model, cuda, 2) is model
+    assert type(model[0]) is nn.SyncBatchNorm
+    assert isinstance(model[1], FrozenBatchNorm2d)
+    assert isinstance(model[2], nn.SyncBatchNorm) and isinstance(model[2].act, nn.ReLU)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(before) and all(after[key] is before[key] for key in before)
 
 
 def test_an_interpolation_that_leads_nowhere_is_named(load_tiny, tmp_path):
