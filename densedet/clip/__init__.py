@@ -7,6 +7,7 @@ from densedet.clip.export import export_clip
 from densedet.clip.factory import (
     build_text_encoder,
     build_visual,
+    create_aligned_visual,
     create_clip,
     create_text_encoder,
     create_visual,
@@ -24,6 +25,7 @@ __all__ = [
     "VocabularyEmbedder",
     "build_text_encoder",
     "build_visual",
+    "create_aligned_visual",
     "create_clip",
     "create_text_encoder",
     "create_visual",

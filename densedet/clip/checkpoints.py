@@ -154,7 +154,7 @@ def _read_any(path: Path) -> tuple[Any, dict[str, str]]:
         state, metadata = read_safetensors(path)
         whole = _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
         return whole, metadata
-    if _is_torchscript(path):
+    if is_torchscript(path):
         return _read_torchscript(path), {}
     content = read_torch_file(path)
     notes = {}
@@ -193,7 +193,8 @@ def _expand_token_rows(state: StateDict, metadata: Mapping[str, str], path: Path
     return {**state, TOKEN_TABLE: table}
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI releases CLIP."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from densedet.clip.checkpoints import read_state_dict
 from densedet.clip.eva import EvaVisual
+from densedet.clip.position import PositionMode
 from densedet.clip.resnet import ResNetVisual
 from densedet.clip.text import TextEncoder
 from densedet.clip.tiny import build_tiny_clip, read_model_config, shipped_models
@@ -65,6 +66,44 @@ def create_visual(model: str, pretrained: str | None = None) -> ClipVisual:
     state = _below(read_state_dict(file), "visual.")
     load_strictly(clip_model.visual, state, source=f"{file} (image tower)")
     return build_visual(clip_model).eval()
+
+
+def create_aligned_visual(
+    model: str,
+    pretrained: str | None = None,
+    *,
+    grid: int | None = None,
+    positions: PositionMode = "bilinear",
+    double_class_embedding: bool = False,
+) -> ClipVisual:
+    """Make the image tower of a ViT or ResNet in the form of DenseCLIP (arXiv 2112.01518).
+
+    Args:
+        model: as for :func:`create_clip`.
+        pretrained: as for :func:`create_visual`.
+        grid: rows and columns that the position table is resized to after loading, bilinearly;
+            None keeps the table.
+        positions: how the table comes to the size of an image.
+        double_class_embedding: see :class:`densedet.clip.vit.VitVisual`; ViT only.
+
+    Returns:
+        The tower, in eval mode.
+
+    Raises:
+        ConfigError: as for :func:`create_clip`, or the tower is of another family.
+        CheckpointError: as for :func:`create_clip`.
+    """
+    visual = create_visual(model, pretrained)
+    if not isinstance(visual, VitVisual | ResNetVisual):
+        raise ConfigError(f"{model} is neither a ViT nor a ResNet: its positions cannot be set")
+    visual.positions = positions
+    if isinstance(visual, VitVisual):
+        visual.double_class_embedding = double_class_embedding
+    elif double_class_embedding:
+        raise ConfigError(f"{model} has no class embedding: double_class_embedding is for a ViT")
+    if grid is not None:
+        visual.resize_positions(grid)
+    return visual
 
 
 def create_text_encoder(model: str, pretrained: str | None = None) -> TextEncoder:

@@ -2,32 +2,38 @@
 
 import math
 from collections import OrderedDict
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+PositionMode = Literal["bicubic", "bilinear", "crop"]
 
 
-def resample_positions(table: Tensor, grid: Grid, native: Grid | None = None) -> Tensor:
-    """Resample a learned position table to another grid; the first (CLS or mean) entry is kept.
+def resample_positions(
+    table: Tensor, grid: Grid, native: Grid | None = None, mode: PositionMode = "bicubic"
+) -> Tensor:
+    """Bring a learned position table to another grid; the first (CLS or mean) entry is kept.
 
-    Bicubic with ``align_corners=False`` and **without antialiasing**, as CLIPSelf (arXiv
-    2310.01403) and the dense CLIP models do. timm's own resampler antialiases, which is another
-    kernel even when it enlarges. Differentiable.
+    "bicubic" (CLIPSelf, arXiv 2310.01403) and "bilinear" (DenseCLIP, arXiv 2112.01518, for
+    segmentation) resample with ``align_corners=False`` and **without antialiasing**. timm's own
+    resampler antialiases, which is another kernel even when it enlarges. "crop" (DenseCLIP for
+    detection) takes the first rows and columns of the table as they are. Differentiable.
 
     Args:
         table: ``[1 + gh * gw, C]`` or ``[1, 1 + gh * gw, C]``, row-major after the first entry.
         grid: the rows and columns wanted.
         native: the rows and columns of the table; None for a square one.
+        mode: "bicubic", "bilinear" or "crop".
 
     Returns:
         A table of the same rank and dtype for ``grid``; ``table`` itself if the grid is the native
         one.
 
     Raises:
-        ValueError: the table has no ``native`` (or no square) grid.
+        ValueError: the table has no ``native`` (or no square) grid, or is too small to crop.
     """
     cells = table.shape[-2] - 1
     native = native or (math.isqrt(cells), math.isqrt(cells))
@@ -36,11 +42,25 @@ def resample_positions(table: Tensor, grid: Grid, native: Grid | None = None) ->
     if grid == native:
         return table
     flat = table.reshape(cells + 1, -1)
-    image = flat[1:].float().T.reshape(1, -1, *native)
-    image = F.interpolate(image, grid, mode="bicubic", align_corners=False, antialias=False)
-    cells_at_grid = image.flatten(2)[0].T.to(table.dtype)
+    if mode == "crop":
+        cells_at_grid = _crop(flat[1:].unflatten(0, native), grid).flatten(0, 1)
+    else:
+        image = flat[1:].float().T.reshape(1, -1, *native)
+        image = F.interpolate(image, grid, mode=mode, align_corners=False, antialias=False)
+        cells_at_grid = image.flatten(2)[0].T.to(table.dtype)
     resampled = torch.cat([flat[:1], cells_at_grid])
     return resampled if table.ndim == 2 else resampled[None]
+
+
+def _crop(image: Tensor, grid: Grid) -> Tensor:
+    """The top left corner of ``[gh, gw, C]``."""
+    if grid[0] > image.shape[0] or grid[1] > image.shape[1]:
+        raise ValueError(
+            f"positions of {image.shape[0]}x{image.shape[1]} cells cannot be cropped to "
+            f"{grid[0]}x{grid[1]} (rows x columns): give smaller images, make the table with a "
+            "larger grid, or use the positions 'bilinear'"
+        )
+    return image[: grid[0], : grid[1]]
 
 
 def rotary_table(

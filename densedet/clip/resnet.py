@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from densedet.clip.position import resample_positions
-from densedet.clip.visual import ClipVisual, VisualFeatures
+from densedet.clip.attention_pool import attend, attend_all, pool_tokens
+from densedet.clip.position import PositionMode, resample_positions
+from densedet.clip.visual import ClipVisual, VisualFeatures, image_size
 
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 _STRIDES = (4, 4, 8, 16, 32)
@@ -21,6 +21,9 @@ class ResNetVisual(ClipVisual):
 
     Taps are ``stem`` (stride 4) and ``layer1`` .. ``layer4`` (4, 8, 16, 32). The dense map is the
     attention pool without attention: position, value and output projection at every location.
+
+    Attributes:
+        positions: how the pool's position table comes to the size of an image.
     """
 
     tower: ModifiedResNet
@@ -36,20 +39,56 @@ class ResNetVisual(ClipVisual):
             tap_channels=dict(zip(_STAGES, channels, strict=True)),
             tap_strides=dict(zip(_STAGES, _STRIDES, strict=True)),
         )
+        self.positions: PositionMode = "bicubic"
 
     def _encode(
         self, images: Tensor, taps: frozenset[str], dense: bool, pooled: bool
     ) -> VisualFeatures:
         features = VisualFeatures()
-        needed = len(_STAGES) if dense or pooled else 1 + max(map(_STAGES.index, taps), default=-1)
+        maps = self._run_stages(images, dense or pooled, taps, features)
+        if dense or pooled:
+            self._pool(maps, features, dense, pooled)
+        return features
+
+    def _embed_locations(self, images: Tensor, taps: frozenset[str]) -> VisualFeatures:
+        size = image_size(images)
+        if min(size) < self.stride:
+            raise ValueError(
+                f"an image of {size[0]}x{size[1]} (HxW) is smaller than the tower's stride of "
+                f"{self.stride}: pad it to at least that"
+            )
+        features = VisualFeatures()
+        maps = self._run_stages(images, self.embeds, taps, features)
+        if self.embeds:
+            pool = self.tower.attnpool
+            features.pooled, features.dense = attend_all(pool, maps, self.positions)
+        return features
+
+    def drop_embedding(self) -> None:
+        """See :meth:`densedet.clip.visual.ClipVisual.drop_embedding`: the attention pool."""
+        self.tower.attnpool = None
+        self.embeds = False
+
+    def resize_positions(self, grid: int) -> None:
+        """See :meth:`densedet.clip.visual.ClipVisual.resize_positions`."""
+        self._require_embedding()
+        pool = self.tower.attnpool
+        table = pool.positional_embedding
+        resized = resample_positions(table.detach(), (grid, grid), mode="bilinear")
+        pool.positional_embedding = nn.Parameter(resized, requires_grad=table.requires_grad)
+        self.image_size = (grid * self.stride, grid * self.stride)
+
+    def _run_stages(
+        self, images: Tensor, every: bool, taps: frozenset[str], features: VisualFeatures
+    ) -> Tensor:
+        """The output of the last stage needed (``every``: of layer4); taps go to ``features``."""
+        needed = len(_STAGES) if every else 1 + max(map(_STAGES.index, taps), default=-1)
         maps = images
         for name in _STAGES[:needed]:
             maps = self._run_stage(getattr(self.tower, name), maps)
             if name in taps:
                 features.taps[name] = maps
-        if dense or pooled:
-            self._pool(maps, features, dense, pooled)
-        return features
+        return maps
 
     def _run_stage(self, stage: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
         if not (self.checkpointing and isinstance(stage, nn.Sequential)):
@@ -70,6 +109,7 @@ class ResNetVisual(ClipVisual):
         Returns:
             ``[K, D]`` image by image, not normalised.
         """
+        self._require_embedding()
         maps = self(images, taps=["layer4"], dense=False, pooled=False).taps["layer4"]
         side = math.isqrt(self.tower.attnpool.positional_embedding.shape[0] - 1)
         corners = [b.to(maps) for b in boxes]
@@ -80,19 +120,12 @@ class ResNetVisual(ClipVisual):
         return features.pooled
 
     def _pool(self, maps: Tensor, features: VisualFeatures, dense: bool, pooled: bool) -> None:
+        self._require_embedding()
         pool = self.tower.attnpool
-        grid = (maps.shape[2], maps.shape[3])
-        tokens = maps.flatten(2).transpose(1, 2)
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
-        tokens = tokens + resample_positions(pool.positional_embedding, grid).to(tokens.dtype)
+        tokens = pool_tokens(pool, maps, self.positions)
         values = pool.v_proj(tokens)
         if dense:
             unit = F.normalize(pool.c_proj(values[:, 1:]), dim=-1)
-            features.dense = unit.transpose(1, 2).unflatten(2, grid)
+            features.dense = unit.transpose(1, 2).unflatten(2, maps.shape[2:])
         if pooled:
-            query, key, value = (
-                x.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)
-                for x in (pool.q_proj(tokens[:, :1]), pool.k_proj(tokens), values)
-            )
-            mixed = F.scaled_dot_product_attention(query, key, value)
-            features.pooled = pool.c_proj(mixed.transpose(1, 2).flatten(2))[:, 0]
+            features.pooled = attend(pool, tokens[:, :1], tokens, values)[:, 0]

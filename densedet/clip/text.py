@@ -57,6 +57,24 @@ class TextEncoder(nn.Module):
         device = self.token_embedding.weight.device
         return clip_tokenizer.tokenize(list(texts), self.context_length).to(device)
 
+    def keep_positions(self, length: int) -> None:
+        """Keep the first ``length`` rows of the position table; longer prompts are refused then.
+
+        The table becomes a parameter of its own, no longer shared with the open_clip model.
+
+        Raises:
+            ConfigError: the table has fewer rows.
+        """
+        table = self.positional_embedding
+        if not 0 < length <= len(table):
+            raise ConfigError(
+                f"prompts of {length} tokens do not fit a text tower of {len(table)} positions: "
+                "lower the number of contexts or of class tokens"
+            )
+        kept = table.detach()[:length].clone()
+        self.positional_embedding = nn.Parameter(kept, requires_grad=table.requires_grad)
+        self.context_length = length
+
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Token ids ``[N, L]`` to token embeddings ``[N, L, width]``, without positions."""
         return self.token_embedding(tokens)
@@ -97,7 +115,7 @@ class TextEncoder(nn.Module):
         if not len(texts):
             return self.positional_embedding.new_zeros(0, self.embed_dim)
         tokens = self.tokenize(texts)
-        self._warn_of_untrained(tokens)
+        self.warn_of_untrained(tokens)
         return torch.cat([self._encode_tokens(batch) for batch in tokens.split(_BATCH)])
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -126,7 +144,8 @@ class TextEncoder(nn.Module):
         return F.normalize(torch.stack(means), dim=-1)
 
     @torch.no_grad()
-    def _warn_of_untrained(self, tokens: Tensor) -> None:
+    def warn_of_untrained(self, tokens: Tensor) -> None:
+        """Name, in a warning, the words of ``tokens`` (int64) whose embedding is a row of zeros."""
         used = tokens.unique()
         used = used[used != 0]  # padding, which is also "!"
         untrained = used[~self.token_embedding.weight[used].any(dim=-1)]
@@ -136,6 +155,17 @@ class TextEncoder(nn.Module):
                 "these words (or parts of words) were never trained and have no meaning here: %s",
                 ", ".join(words),
             )
+
+
+def tokenize_whole(texts: Sequence[str]) -> Tensor:
+    """Tokens ``[N, longest]`` int64 on the CPU, padded with 0: start, words, end; nothing is cut.
+
+    The CPU also where a model is built on the meta device, whose tensors hold no values.
+    """
+    bound = max(len(text.encode()) for text in texts) + 2  # a token covers at least one byte
+    with torch.device("cpu"):
+        tokens = clip_tokenizer.tokenize(list(texts), bound)
+        return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
 
 
 def _check_text_tower(source: Any) -> None:

@@ -41,6 +41,9 @@ class ClipVisual(nn.Module, ABC):
     the last block (or of the attention pool) is replaced by its value path, residuals and MLP are
     kept.
 
+    DenseCLIP (arXiv 2112.01518) reads the dense map of the ordinary pass instead, attention
+    included: `embed_locations`.
+
     Gradients flow through every output. Neither freezing nor train/eval mode is touched here.
 
     Attributes:
@@ -56,6 +59,7 @@ class ClipVisual(nn.Module, ABC):
             a ResNet, of each bottleneck) and computes the rest again in the backward pass: the same
             results for less memory and about a third more time. Batch norms in training mode would
             count their statistics twice; keep them in eval mode. False at first.
+        embeds: whether the tower still has its embedding, see `drop_embedding`.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ClipVisual(nn.Module, ABC):
         super().__init__()
         self.tower = tower
         self.checkpointing = False
+        self.embeds = True
         self.stride = stride
         self.embed_dim = embed_dim
         self.tap_channels = tap_channels
@@ -99,12 +104,51 @@ class ClipVisual(nn.Module, ABC):
         Raises:
             ValueError: H or W is no multiple of ``stride``, the images are no ``[B, 3, H, W]``, or
                 a tap does not exist.
+            ConfigError: an embedding is requested of a tower without, see `drop_embedding`.
         """
         self._grid(images)
-        unknown = [name for name in taps if name not in self.tap_channels]
-        if unknown:
-            raise ValueError(f"no such taps: {unknown}; this tower has {', '.join(self.tap_names)}")
-        return self._encode(images, frozenset(taps), dense, pooled)
+        return self._encode(images, self._known(taps), dense, pooled)
+
+    def embed_locations(self, images: Tensor, taps: Sequence[str] = ()) -> VisualFeatures:
+        """Encode images by the ordinary pass, whose attention mixes the locations to the end.
+
+        Args:
+            images: ``[B, 3, H, W]`` as for `forward`; of a ResNet, H and W of 32 or more will do,
+                and odd sizes lose their last row or column.
+            taps: names of inner maps; the last block's is its ordinary output here.
+
+        Returns:
+            The taps, ``dense`` ``[B, D, h, w]`` and ``pooled`` ``[B, D]``, neither of them
+            normalised; both None after `drop_embedding`, and then no block runs after the last
+            tap.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        return self._embed_locations(images, self._known(taps))
+
+    def drop_embedding(self) -> None:
+        """Delete the parameters that only the embedding needs; from then on there are taps alone.
+
+        Raises:
+            ConfigError: this is not possible for the tower's family.
+        """
+        raise ConfigError(
+            f"the embedding of a {type(self.tower).__name__} cannot be dropped; use a ViT or ResNet"
+        )
+
+    def resize_positions(self, grid: int) -> None:
+        """Replace the position table by its bilinear resize to ``grid`` x ``grid`` cells.
+
+        DenseCLIP (arXiv 2112.01518) does so when it loads CLIP's weights; images of another size
+        are resampled from there. ``image_size`` becomes the size that the new table is for.
+
+        Raises:
+            ConfigError: this is not possible for the tower's family.
+        """
+        raise ConfigError(
+            f"the positions of a {type(self.tower).__name__} cannot be resized; use a ViT or ResNet"
+        )
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Image embeddings ``[B, D]``, not normalised, of normalised images ``[B, 3, H, W]``."""
@@ -147,7 +191,7 @@ class ClipVisual(nn.Module, ABC):
         """Call ``function``; what it keeps for the backward pass depends on `checkpointing`."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*args)
-        # Only dropout draws random numbers, and only in training mode.
+        # Only dropout and drop path draw random numbers, and only in training mode.
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=self.training)
 
     @abstractmethod
@@ -156,10 +200,25 @@ class ClipVisual(nn.Module, ABC):
     ) -> VisualFeatures:
         """Compute what is requested; the input has been checked."""
 
+    @abstractmethod
+    def _embed_locations(self, images: Tensor, taps: frozenset[str]) -> VisualFeatures:
+        """As `embed_locations`; the taps have been checked, the images not."""
+
+    def _known(self, taps: Sequence[str]) -> frozenset[str]:
+        unknown = [name for name in taps if name not in self.tap_channels]
+        if unknown:
+            raise ValueError(f"no such taps: {unknown}; this tower has {', '.join(self.tap_names)}")
+        return frozenset(taps)
+
+    def _require_embedding(self) -> None:
+        if not self.embeds:
+            raise ConfigError(
+                f"the embedding of this {type(self.tower).__name__} was dropped, it gives taps "
+                "only: make the tower again, or request neither dense map nor image embedding"
+            )
+
     def _grid(self, images: Tensor) -> Grid:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [B, 3, H, W], got {tuple(images.shape)}")
-        height, width = images.shape[2:]
+        height, width = image_size(images)
         if height % self.stride or width % self.stride or not height or not width:
             raise ValueError(
                 f"an image of {height}x{width} (HxW) does not fit a tower of stride {self.stride}: "
@@ -214,12 +273,8 @@ class TokenVisual(ClipVisual):
         features = VisualFeatures()
         last = self.depth - 1
         value_path = dense or f"block{last}" in taps
-        shared = last if value_path or pooled else 1 + max((int(t[5:]) for t in taps), default=-1)
-        tokens = self.embed_tokens(images)
-        for index in range(shared):
-            tokens = self._checkpointed(self._run_block, index, tokens, grid)
-            if f"block{index}" in taps:
-                features.taps[f"block{index}"] = _to_map(tokens[:, 1:], grid)
+        shared = last if value_path or pooled else _blocks_needed(taps)
+        tokens = self._run_blocks(images, grid, shared, taps, features)
         if value_path:
             patches = self._checkpointed(self._run_value_path, tokens[:, 1:])
             if f"block{last}" in taps:
@@ -231,6 +286,32 @@ class TokenVisual(ClipVisual):
             features.pooled = self._project(tokens[:, 0])
         return features
 
+    def _embed_locations(self, images: Tensor, taps: frozenset[str]) -> VisualFeatures:
+        grid = self._grid(images)
+        features = VisualFeatures()
+        count = self.depth if self.embeds else _blocks_needed(taps)
+        tokens = self._run_blocks(images, grid, count, taps, features)
+        if self.embeds:
+            embedded = self._project(tokens)
+            features.pooled, features.dense = embedded[:, 0], _to_map(embedded[:, 1:], grid)
+        return features
+
+    def _run_blocks(
+        self,
+        images: Tensor,
+        grid: Grid,
+        count: int,
+        taps: frozenset[str] = frozenset(),
+        features: VisualFeatures | None = None,
+    ) -> Tensor:
+        """Tokens after the first ``count`` ordinary blocks; their taps go into ``features``."""
+        tokens = self.embed_tokens(images)
+        for index in range(count):
+            tokens = self._checkpointed(self._run_block, index, tokens, grid)
+            if features is not None and f"block{index}" in taps:
+                features.taps[f"block{index}"] = _to_map(tokens[:, 1:], grid)
+        return tokens
+
     def _run_value_path(self, tokens: Tensor) -> Tensor:
         """The last block with its attention replaced by the value path; tokens do not mix."""
         tokens = tokens + self._attend_values(tokens)
@@ -238,10 +319,8 @@ class TokenVisual(ClipVisual):
 
     def _other_dense_map(self, images: Tensor, path: DensePath) -> Tensor:
         grid = self._grid(images)
-        tokens = self.embed_tokens(images)
-        for index in range(self.depth if path == "tokens" else self.depth - 1):
-            tokens = self._checkpointed(self._run_block, index, tokens, grid)
-        patches = tokens[:, 1:]
+        count = self.depth if path == "tokens" else self.depth - 1
+        patches = self._run_blocks(images, grid, count)[:, 1:]
         if path == "values":
             patches = self._checkpointed(self._attend_values, patches)
         return self._unit_map(patches, grid)
@@ -253,6 +332,17 @@ class TokenVisual(ClipVisual):
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
     """``[B, h * w, C]`` row-major to ``[B, C, h, w]``, a view (channels last in memory)."""
     return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def _blocks_needed(taps: frozenset[str]) -> int:
+    return 1 + max((int(tap.removeprefix("block")) for tap in taps), default=-1)
+
+
+def image_size(images: Tensor) -> tuple[int, int]:
+    """Height and width of ``[B, 3, H, W]``; ValueError for another shape."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, H, W], got {tuple(images.shape)}")
+    return images.shape[2], images.shape[3]
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

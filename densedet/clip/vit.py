@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from densedet.clip.position import Grid, resample_positions
+from densedet.clip.position import Grid, PositionMode, resample_positions
 from densedet.clip.visual import TokenVisual, require
 
 
@@ -17,6 +17,11 @@ class VitVisual(TokenVisual):
     ``conv1`` may be any module from images to a patch grid. Patch dropout is not applied (a dense
     map needs every patch). q, k and v of a block are one parameter, so through the dense map the
     thirds of q and k in the last block get a gradient of zeros.
+
+    Attributes:
+        positions: how the position table comes to the size of an image.
+        double_class_embedding: add the class embedding twice, as the published code of DenseCLIP
+            (arXiv 2112.01518) does and as its weights are trained.
     """
 
     tower: VisionTransformer
@@ -42,6 +47,8 @@ class VitVisual(TokenVisual):
             width=tower.transformer.width,
             depth=len(blocks),
         )
+        self.positions: PositionMode = "bicubic"
+        self.double_class_embedding = False
 
     def embed_tokens(self, images: Tensor) -> Tensor:
         """See :meth:`densedet.clip.visual.TokenVisual.embed_tokens`."""
@@ -49,9 +56,28 @@ class VitVisual(TokenVisual):
         patches = tower.conv1(images)
         grid = tuple(patches.shape[2:])
         patches = patches.flatten(2).transpose(1, 2)
-        cls = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        positions = resample_positions(tower.positional_embedding, grid, tower.grid_size)
+        cls = tower.class_embedding
+        if self.double_class_embedding:
+            cls = 2 * cls
+        cls = cls.to(patches.dtype).expand(len(patches), 1, -1)
+        table = tower.positional_embedding
+        positions = resample_positions(table, grid, tower.grid_size, self.positions)
         return tower.ln_pre(torch.cat([cls, patches], dim=1) + positions.to(patches.dtype))
+
+    def drop_embedding(self) -> None:
+        """See :meth:`densedet.clip.visual.ClipVisual.drop_embedding`: final norm, projection."""
+        self.tower.ln_post = None
+        self.tower.proj = None
+        self.embeds = False
+
+    def resize_positions(self, grid: int) -> None:
+        """See :meth:`densedet.clip.visual.ClipVisual.resize_positions`."""
+        tower = self.tower
+        table = tower.positional_embedding
+        resized = resample_positions(table.detach(), (grid, grid), tower.grid_size, "bilinear")
+        tower.positional_embedding = nn.Parameter(resized, requires_grad=table.requires_grad)
+        tower.grid_size = (grid, grid)
+        self.image_size = (grid * self.stride, grid * self.stride)
 
     def attend_masks(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """Embed regions by attention: a CLS token for each mask that sees only its patches.
@@ -103,4 +129,5 @@ class VitVisual(TokenVisual):
         return block.ls_2(block.mlp(block.ln_2(tokens)))
 
     def _project(self, tokens: Tensor) -> Tensor:
+        self._require_embedding()
         return self.tower.ln_post(tokens) @ self.tower.proj

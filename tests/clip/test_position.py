@@ -49,6 +49,29 @@ def test_differs_from_the_antialiased_kernel(new: tuple[int, int]) -> None:
     assert (found - smooth).abs().max() > 0.05
 
 
+def test_bilinear_weights_by_hand() -> None:
+    table = torch.tensor([5.0, 0.0, 1.0, 10.0, 21.0])[:, None]
+    found = resample_positions(table, (2, 4), mode="bilinear")
+    assert found[0] == 5
+    top = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    bottom = torch.tensor([10.0, 12.75, 18.25, 21.0])
+    torch.testing.assert_close(found[1:, 0].reshape(2, 4), torch.stack([top, bottom]))
+
+
+def test_crop_takes_the_first_rows_and_columns() -> None:
+    table = torch.cat([torch.tensor([-1.0]), torch.arange(12.0)])[None, :, None]
+    found = resample_positions(table, (2, 3), native=(3, 4), mode="crop")
+    assert found[0, :, 0].tolist() == [-1, 0, 1, 2, 4, 5, 6]
+    assert resample_positions(table, (3, 4), native=(3, 4), mode="crop") is table
+
+
+@pytest.mark.parametrize("grid", [(4, 2), (2, 5)])
+def test_crop_of_a_table_that_is_too_small(grid: tuple[int, int]) -> None:
+    message = f"3x4 cells cannot be cropped to {grid[0]}x{grid[1]} .rows x columns"
+    with pytest.raises(ValueError, match=message):
+        resample_positions(torch.zeros(13, 2), grid, native=(3, 4), mode="crop")
+
+
 def test_native_grid_returns_the_table_itself() -> None:
     table = torch.randn(1 + 6, 4)
     assert resample_positions(table, (2, 3), native=(2, 3)) is table

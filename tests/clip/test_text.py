@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from densedet.clip import build_text_encoder
-from densedet.clip.text import TextEncoder
+from densedet.clip.text import TextEncoder, tokenize_whole
 from densedet.errors import ConfigError, VocabularyError
 
 TEXTS = ["a photo of a cat.", "dog", "", "one two three four five six seven eight nine ten eleven"]
@@ -71,6 +71,40 @@ def test_gradient_reaches_the_context(encoder: TextEncoder) -> None:
 def test_prompts_longer_than_the_context(encoder: TextEncoder) -> None:
     with pytest.raises(ValueError, match="17 tokens do not fit the context of 16"):
         encoder.encode_prompts(torch.zeros(1, 17, encoder.width), torch.tensor([3]))
+
+
+@torch.no_grad()
+def test_kept_positions(model: Any, encoder: TextEncoder) -> None:
+    words = encoder.embed_tokens(encoder.tokenize(["cat", "remote control"]))[:, :6]
+    end = torch.tensor([2, 3])
+    before = encoder.encode_prompts(words, end)
+    shared = encoder.positional_embedding
+    encoder.positional_embedding.requires_grad_(False)
+    encoder.keep_positions(6)
+    assert encoder.context_length == 6 and encoder.tokenize(["cat"]).shape == (1, 6)
+    assert torch.equal(encoder.positional_embedding, shared[:6]) and shared.shape[0] == 16
+    assert not encoder.positional_embedding.requires_grad
+    assert encoder.state_dict()["positional_embedding"].shape == (6, encoder.width)
+    torch.testing.assert_close(encoder.encode_prompts(words, end), before)
+    assert model.encode_text(torch.full((1, 16), 49407)).shape[0] == 1  # its own table is whole
+    encoder.positional_embedding.zero_()
+    assert shared.any()
+
+
+@pytest.mark.parametrize("length", [17, 0])
+def test_positions_that_are_not_there(encoder: TextEncoder, length: int) -> None:
+    with pytest.raises(ConfigError, match=f"prompts of {length} tokens .* of 16 positions"):
+        encoder.keep_positions(length)
+
+
+def test_whole_tokens(encoder: TextEncoder) -> None:
+    texts = ["cat", "one two three four five six seven eight nine ten eleven twelve thirteen", ""]
+    with torch.device("meta"):
+        tokens = tokenize_whole(texts)
+    assert tokens.device.type == "cpu" and tokens.dtype == torch.int64
+    assert tokens.shape == (3, 15)
+    assert tokens.argmax(dim=1).tolist() == [2, 14, 1]
+    assert torch.equal(tokens[[0, 2]], encoder.tokenize(["cat", ""])[:, :15])
 
 
 def test_names_are_normalised_averaged_normalised(encoder: TextEncoder) -> None:
