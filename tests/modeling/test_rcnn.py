@@ -333,7 +333,7 @@ class PlainBackbone(Backbone):
 
 def test_a_backbone_without_clip_needs_statistics(make_rcnn, batch):
     model = make_rcnn()
-    with pytest.raises(ConfigError, match="PlainBackbone has no CLIP tower: give pixel_mean"):
+    with pytest.raises(ConfigError, match="PlainBackbone has no CLIP tower or timm model: give"):
         OpenVocabularyRCNN(backbone=PlainBackbone(), **parts(model))
     plain = OpenVocabularyRCNN(
         backbone=PlainBackbone(), **parts(model), pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3

@@ -16,21 +16,40 @@ from torch import Tensor, nn
 from densedet.modeling.backbone.clip_backbone import DENSE_FEATURE
 
 
-def _resizer(scale: float, channels: int, norm: str) -> nn.Module:
+def resize_layers(scale: float, channels: int, norm: str) -> list[nn.Module]:
+    """Layers that resize a map of a ViT by 4, 2, 1, 0.5 or 0.25, keeping its channels.
+
+    F-ViT (CLIPSelf, arXiv 2310.01403) and DenseCLIP (arXiv 2112.01518): x4 by two transposed
+    convolutions with norm and GELU between, x2 by one, x1 by nothing, less by max pooling.
+
+    Args:
+        scale: resize factor.
+        channels: of the map.
+        norm: Detectron2 norm name inside x4; "" for none.
+
+    Raises:
+        ValueError: another factor.
+    """
     if scale == 4.0:
-        return nn.Sequential(
+        return [
             nn.ConvTranspose2d(channels, channels, 2, stride=2),
             get_norm(norm, channels) or nn.Identity(),
             nn.GELU(),
             nn.ConvTranspose2d(channels, channels, 2, stride=2),
-        )
+        ]
     if scale == 2.0:
-        return nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        return [nn.ConvTranspose2d(channels, channels, 2, stride=2)]
     if scale == 1.0:
-        return nn.Identity()
-    if scale == 0.5:
-        return nn.MaxPool2d(2, stride=2)
-    raise ValueError(f"scale {scale}: a tap can be resized by 4, 2, 1 or 0.5")
+        return []
+    if scale in (0.5, 0.25):
+        side = int(1 / scale)
+        return [nn.MaxPool2d(side, stride=side)]
+    raise ValueError(f"scale {scale}: a tap can be resized by 4, 2, 1, 0.5 or 0.25")
+
+
+def _resizer(scale: float, channels: int, norm: str) -> nn.Module:
+    layers = resize_layers(scale, channels, norm)
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
 class _OverBackbone(Backbone):
@@ -68,8 +87,7 @@ class _OverBackbone(Backbone):
 class TapPyramid(_OverBackbone):
     """Resize the taps of a ViT, all of one stride, into levels "res2", "res3", ...
 
-    F-ViT (CLIPSelf, arXiv 2310.01403): x4 by two transposed convolutions with norm and GELU
-    between, x2 by one, x1 unchanged, x0.5 by max pooling. Channels are kept.
+    F-ViT (CLIPSelf, arXiv 2310.01403), see `resize_layers`.
 
     Args:
         bottom_up: `ClipBackbone` on a ViT.

@@ -6,23 +6,10 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 
-from densedet.clip import ClassEmbeddings, ClipVisual
+from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError
+from densedet.modeling.backbone.statistics import image_statistics
 from densedet.vocabulary import Vocabulary
-
-
-def clip_statistics(backbone: Backbone) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB in 0..255 that belong to the CLIP tower of a backbone.
-
-    Raises:
-        ConfigError: there is no CLIP tower in it.
-    """
-    visual = next((m for m in backbone.modules() if isinstance(m, ClipVisual)), None)
-    if visual is None:
-        raise ConfigError(
-            f"{type(backbone).__name__} has no CLIP tower: give pixel_mean and pixel_std"
-        )
-    return [255 * v for v in visual.pixel_mean], [255 * v for v in visual.pixel_std]
 
 
 @META_ARCH_REGISTRY.register()
@@ -49,7 +36,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
         **kwargs: Any,
     ) -> None:
         if pixel_mean is None or pixel_std is None:
-            mean, std = clip_statistics(backbone)
+            mean, std = image_statistics(backbone)
             pixel_mean = mean if pixel_mean is None else pixel_mean
             pixel_std = std if pixel_std is None else pixel_std
         super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, **kwargs)

@@ -1,0 +1,21 @@
+"""The image statistics that belong to the weights of a backbone."""
+
+from torch import nn
+
+from densedet.clip import ClipVisual
+from densedet.errors import ConfigError
+from densedet.modeling.backbone.timm_backbone import TimmBackbone
+
+
+def image_statistics(backbone: nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB in 0..255 for the CLIP tower or timm model in a backbone.
+
+    Raises:
+        ConfigError: there is neither of them in it.
+    """
+    for module in backbone.modules():
+        if isinstance(module, ClipVisual | TimmBackbone):
+            return [255 * v for v in module.pixel_mean], [255 * v for v in module.pixel_std]
+    raise ConfigError(
+        f"{type(backbone).__name__} has no CLIP tower or timm model: give pixel_mean and pixel_std"
+    )

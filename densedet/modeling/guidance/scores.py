@@ -1,0 +1,34 @@
+"""Score maps: how similar every location is to every category."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off; the meta device, on which models are only measured, has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> Tensor:
+    """Cosine of every location with every category (DenseCLIP, arXiv 2112.01518).
+
+    Args:
+        dense: [B, E, h, w] embeddings of the locations.
+        text: [B, P, E] embeddings of the prompted names.
+        groups: [P] int64, the category of every name; a category scores the maximum of its names.
+        num_classes: K.
+
+    Returns:
+        [B, K, h, w] in fp32, also under autocast: a division by a small temperature follows.
+    """
+    with full_precision(dense.device):
+        locations = F.normalize(dense.float(), dim=1)
+        cosines = torch.einsum("beyx,bpe->bpyx", locations, F.normalize(text.float(), dim=2))
+    if len(groups) == num_classes:
+        return cosines  # groups ascend, so every name is a category of its own
+    start = cosines.new_full((len(cosines), num_classes, *cosines.shape[2:]), -2.0)
+    index = groups[:, None, None].expand_as(cosines)
+    return start.scatter_reduce(1, index, cosines, reduce="amax", include_self=False)
