@@ -1,0 +1,198 @@
+"""Semantic segmentation by windows, on a backbone with or without guidance."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch.nn.functional as F
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from densedet.errors import ConfigError
+from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
+from densedet.modeling.meta_arch.guided import check_labels, check_num_classes, fill_statistics
+from densedet.modeling.sliding_window import check_windows, slide
+from densedet.modeling.test_time_augmentation import Segment
+from densedet.vocabulary import Vocabulary
+
+Source = Literal["head", "scores"]
+
+
+@META_ARCH_REGISTRY.register()
+class Segmentor(SemanticSegmentor):
+    """`SemanticSegmentor` that trains on crops and looks at pictures through windows.
+
+    With a `GuidedBackbone` below the FPN it is DenseCLIP (arXiv 2112.01518), and the losses of the
+    guidance come beside that of the head; without it, a plain Semantic FPN.
+
+    Args:
+        backbone: levels for the head.
+        sem_seg_head: `densedet.modeling.sem_seg_head.SegmentationHead` or Detectron2's own.
+        vocabulary: the categories; None takes those of the guidance.
+        pixel_mean, pixel_std: of RGB in 0..255; None takes the statistics that belong to the
+            weights of the backbone.
+        window: side of the windows in evaluation, and what training images are padded to at least,
+            pixels.
+        window_stride: from window to window, pixels.
+        tta: `densedet.modeling.test_time_augmentation.SemanticTTA`, or another function of a
+            function that segments one image, and of the record; None segments once.
+        predict_from: in evaluation the logits of the "head", or the "scores" of the guidance over
+            its temperature. Those follow any vocabulary, and neck and head do not run.
+
+    Raises:
+        ConfigError: windows that leave gaps, no vocabulary or two different ones, "scores" without
+            guidance, or a head of another number of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: SemSegFPNHead,
+        vocabulary: Vocabulary | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        window: int,
+        window_stride: int,
+        tta: Callable[[Segment, dict[str, Any]], Tensor] | None = None,
+        predict_from: Source = "head",
+    ) -> None:
+        mean, std = fill_statistics(backbone, pixel_mean, pixel_std)
+        super().__init__(
+            backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=mean, pixel_std=std
+        )
+        check_windows(window, window_stride)
+        self.window = window
+        self.window_stride = window_stride
+        self.tta = tta
+        self.predict_from = predict_from
+        self._vocabulary = self._find_vocabulary(vocabulary)
+        check_num_classes(self._vocabulary, sem_seg_head.predictor.out_channels)
+
+    def _find_vocabulary(self, vocabulary: Vocabulary | None) -> Vocabulary:
+        guided = self.guided
+        if self.predict_from not in get_args(Source):
+            choices = ", ".join(get_args(Source))
+            raise ConfigError(f"predict_from={self.predict_from!r}: choose from {choices}")
+        if guided is None:
+            if vocabulary is None or self.predict_from == "scores":
+                raise ConfigError(
+                    "the backbone has no guidance: give the vocabulary, and predict from the head"
+                )
+            return vocabulary
+        own = guided.guidance.vocabulary
+        if vocabulary is not None and vocabulary != own:
+            raise ConfigError(
+                "the vocabulary is not that of the guidance; leave model.vocabulary out"
+            )
+        return own
+
+    @property
+    def guided(self) -> GuidedBackbone | None:
+        """The guided backbone, for its score map or its vocabulary; None without guidance."""
+        return find_guided(self.backbone)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The categories that the channels of the result belong to."""
+        if self.predict_from == "scores" and self.guided is not None:
+            return self.guided.guidance.vocabulary
+        return self._vocabulary
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Segment these categories from now on; no weight changes.
+
+        From the "scores" they may be any. From the "head" they are the labels of the training, in
+        its order; synonyms may be others.
+
+        Raises:
+            VocabularyError: other labels for the "head", which needs retraining.
+        """
+        guided = self.guided
+        if self.predict_from == "head":
+            self._check(vocabulary)
+            self._vocabulary = vocabulary
+        if guided is not None and vocabulary != guided.guidance.vocabulary:
+            guided.guidance.set_vocabulary(vocabulary)
+
+    def _check(self, vocabulary: Vocabulary) -> None:
+        check_labels(
+            self._vocabulary,
+            vocabulary,
+            "the classifier holds" if self.guided is None else "the FPN and the classifier hold",
+            'only the score map of a guidance follows any vocabulary: predict_from="scores"',
+        )
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, segmentations in evaluation.
+
+        Args:
+            batched_inputs: for each image a dict with "image" ``[3, H, W]`` RGB in 0..255; in
+                training "sem_seg" ``[H, W]`` int64; in evaluation "height" and "width" of the
+                result, if they are not those of the image.
+
+        Returns:
+            A dict of scalars; or for each image ``{"sem_seg": [K, height, width]}``: logits, with
+            ``tta`` probabilities.
+
+        Raises:
+            VocabularyError: the guidance was given other labels than those of the training, which
+                the head needs.
+        """
+        if self.guided is not None and (self.training or self.predict_from == "head"):
+            self._check(self.guided.guidance.vocabulary)
+        if self.training:
+            return self._losses(batched_inputs)
+        return [{"sem_seg": self._segment(record)} for record in batched_inputs]
+
+    def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        images = self._batch([self._normalise(x["image"]) for x in batched_inputs], 0.0)
+        labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        targets = self._batch(labels, self.sem_seg_head.ignore_value)
+        guided = self.guided
+        if guided is None:
+            return self.sem_seg_head(self.backbone(images), targets)[1]
+        with guided.recording() as record:
+            features = self.backbone(images)
+        losses = self.sem_seg_head(features, targets)[1]
+        return losses | guided.guidance.losses(record[0], targets)
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def _batch(self, tensors: list[Tensor], value: float) -> Tensor:
+        """Pad at the right and the bottom, at least to the window."""
+        padded = [_pad(tensor, self.window, value) for tensor in tensors]
+        divisibility = self.backbone.size_divisibility
+        constraints = self.backbone.padding_constraints
+        return ImageList.from_tensors(padded, divisibility, value, constraints).tensor
+
+    def _segment(self, record: dict[str, Any]) -> Tensor:
+        height, width = record["image"].shape[-2:]
+        size = (record.get("height", height), record.get("width", width))
+
+        def segment(image: Tensor) -> Tensor:
+            images = self._normalise(image)[None]
+            logits = slide(images, self._predict, self.window, self.window_stride)[0]
+            return sem_seg_postprocess(logits, image.shape[-2:], *size)
+
+        return segment(record["image"]) if self.tta is None else self.tta(segment, record)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K, H, W]`` of windows ``[B, 3, H, W]``, which any size may have."""
+        height, width = images.shape[-2:]
+        images = ImageList.from_tensors(list(images), self.backbone.size_divisibility).tensor
+        if self.predict_from == "scores":
+            guided = cast(GuidedBackbone, self.guided)
+            logits = guided.guide(images).scores / guided.guidance.temperature
+            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        else:
+            logits = self.sem_seg_head(self.backbone(images))[0]
+        return logits[..., :height, :width]
+
+
+def _pad(tensor: Tensor, side: int, value: float) -> Tensor:
+    height, width = tensor.shape[-2:]
+    return F.pad(tensor, (0, max(0, side - width), 0, max(0, side - height)), value=value)
