@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from safetensors.torch import load_file
 from torch import nn
 
+from densedet import model_zoo
 from densedet.cli import exit_code
 from densedet.clip import create_clip, create_visual, read_state_dict
+from densedet.engine.checkpoint import Checkpointer
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "convert_checkpoint.py"
 TINY = ("--model", "densedet-tiny")
+CONFIGS = "projects/denseclip/configs"
+DENSECLIP = ("--config-file", f"{CONFIGS}/quickstart.py")
 
 
 def as_a_process(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -82,6 +87,26 @@ def test_checkpoint_of_a_distillation(
     assert torch.equal(found["text_projection"], shipped["text_projection"])
 
 
+def test_denseclip_there_and_back(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = model_zoo.get_config(DENSECLIP[1])
+    model = instantiate(cfg.model)
+    Checkpointer(model, str(tmp_path)).save("model_final")
+    done = as_a_process(tmp_path, "model_final.pth", "r.pth", *DENSECLIP, "--to", "released")
+    assert done.returncode == 0 and "r.pth: 249 tensors" in done.stdout, done.stderr
+    assert torch.load(tmp_path / "r.pth", weights_only=True)["meta"]["CLASSES"][0] == "red star"
+    assert run("r.pth", "back.safetensors", *DENSECLIP) == 0
+    assert "back.safetensors: 249 tensors" in capsys.readouterr().out
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    Checkpointer(model).load("back.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 def evil(path: Path) -> None:
     class Payload:
         def __reduce__(self) -> object:
@@ -98,6 +123,11 @@ def truncated(path: Path) -> None:
 def image_tower(path: Path) -> None:
     tower = create_visual("densedet-tiny").tower.state_dict()
     torch.save({f"visual.{name}": tensor for name, tensor in tower.items()}, path)
+
+
+def other_denseclip(path: Path) -> None:
+    state = {"decode_head.conv_seg.bias": torch.zeros(3), "gamma": torch.zeros(1)}
+    torch.save({"state_dict": state}, path)
 
 
 def nothing(_: Path) -> None:
@@ -130,7 +160,25 @@ def nothing(_: Path) -> None:
             ["in.pt", "x.safetensors", *TINY, "--visual-only", "--text-from", "shipped"],
             "--visual-only leaves out the text tower",
         ),
-        (image_tower, ["in.pt", "x.safetensors"], "required: --model"),
+        (image_tower, ["in.pt", "x.safetensors"], "one of the arguments --model --config-file is"),
+        (image_tower, ["in.pt", "x.safetensors", *TINY, *DENSECLIP], "not allowed with argument"),
+        (nothing, ["in.pt", "x.safetensors", *DENSECLIP], "in.pt: no such checkpoint file"),
+        (evil, ["in.pt", "x.safetensors", *DENSECLIP], "in.pt: reading it would run code"),
+        (image_tower, ["in.pt", "x.safetensors", *DENSECLIP], "in.pt: CLIP itself (convert it"),
+        (other_denseclip, ["in.pt", "x.safetensors", *DENSECLIP], "in.pt: for 3 classes"),
+        (other_denseclip, ["in.pt", "x.pth", *DENSECLIP], "x.pth: weights of this format"),
+        (
+            image_tower,
+            ["in.pt", "x.pth", *DENSECLIP, "--to", "released"],
+            "in.pt: does not fit Segmentor",
+        ),
+        (image_tower, ["in.pt", "x.pth", *DENSECLIP, "--dtype", "fp16"], "are for --model"),
+        (
+            image_tower,
+            ["in.pt", "x.safetensors", "--config-file", f"{CONFIGS}/quickstart_clip.py"],
+            "the config's Segmentor has no guidance",
+        ),
+        (image_tower, ["in.pt", "x.safetensors", "--config-file", "x.py"], "no config 'x.py'"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(

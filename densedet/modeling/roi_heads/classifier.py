@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings
 from densedet.errors import VocabularyError
+from densedet.modeling.guidance.scores import full_precision
 
 
 class CosineClassifier(nn.Module):
@@ -109,7 +110,7 @@ class CosineClassifier(nn.Module):
 
 def _cosines(embeddings: Tensor, unit_rows: Tensor) -> Tensor:
     """(R, D), (P, D) -> (R, P) in fp32 also under autocast: a factor of 50 follows."""
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with full_precision(embeddings.device):
         return F.normalize(embeddings.float(), dim=-1) @ unit_rows.float().T
 
 

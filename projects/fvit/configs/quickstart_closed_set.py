@@ -14,12 +14,12 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from ....configs.common.clip_statistics import pixel_mean, pixel_std
 from .quickstart import clip, dataloader, lr_multiplier, model, optimizer, train
 
 model._target_ = GeneralizedRCNN
 del model.vocabulary, model.embedder
-model.pixel_mean = [122.7709, 116.7460, 104.0937]
-model.pixel_std = [68.5005, 66.6322, 70.3232]
+model.update(pixel_mean=pixel_mean, pixel_std=pixel_std)
 model.roi_heads._target_ = StandardROIHeads
 del model.roi_heads.dense_stride
 model.roi_heads.num_classes = 64
