@@ -1,4 +1,4 @@
-"""Measure densedet against what it replaces: pooling, crops and the distillation step of CLIPSelf.
+"""Measure densedet against what it replaces: pooling, crops, CLIPSelf's step, DenseCLIP's text.
 
 Both sides run in turn on the same data. Medians are printed; --json has the quartiles as well.
 
@@ -6,6 +6,7 @@ Examples:
     python tools/benchmark.py pool --threads 1
     python tools/benchmark.py crops --device cuda --json output/crops.json
     python tools/benchmark.py distill --model densedet-tiny --image-size 224
+    python tools/benchmark.py guidance --threads 1
 """
 
 import argparse
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from densedet import compat
 from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
 from densedet.benchmark.distill import distill_rows, run_distill
+from densedet.benchmark.guidance import GuidanceJob, guidance_rows, run_guidance
 from densedet.benchmark.machine import Settings, describe, machine_line
 from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
 from densedet.benchmark.pictures import HEIGHT, WIDTH
@@ -92,6 +95,19 @@ def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome("distill", result, rows, note)
 
 
+def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Evaluation of DenseCLIP; the reference runs the text tower for every image."""
+    compat.apply()
+    job = GuidanceJob(settings, args.config_file, args.image_size, args.images)
+    result = run_guidance(job)
+    lower, upper = result["speedup_quartiles"]
+    note = (
+        f"{job.config_file} at {job.image_size}, {result['classes']} classes; quartiles of the "
+        f"ratio {lower:.2f} to {upper:.2f}; largest difference {result['largest_difference']:.1e}"
+    )
+    return Outcome("guidance", result, guidance_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -123,6 +139,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     third.add_argument("--checkpointing", action="store_true", help="recompute our activations")
     third.add_argument("--memory", action="store_true", help="only our peak memory, both ways")
+    fourth = _command(
+        commands, guidance, repeats=9, compiled="the backbone, the text tower's blocks and the head"
+    )
+    fourth.add_argument(
+        "--config-file",
+        default=GuidanceJob.config_file,
+        metavar="FILE",
+        help="of a guided segmentor; its weights are random",
+    )
+    fourth.add_argument("--image-size", type=int, default=512, help="side, pixels")
+    fourth.add_argument("--images", type=int, default=1, help="images of a timed run")
     return parser
 
 

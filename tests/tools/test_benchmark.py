@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
 QUICK = ["--device", "cpu", "--threads", "1", "--repeats", "2", "--warmup", "1"]
 TINY = ["--model", "densedet-tiny", "--image-size", "64", "--images", "2", "--workers", "0"]
+QUICKSTART = "projects/denseclip/configs/quickstart.py"
 SMALL = {
     "pool": ["--channels", "8", "--grid", "8", "--split", "2"],
     "crops": ["--images", "2", "--height", "40", "--width", "56", "--image-size", "64"],
+    "guidance": ["--config-file", QUICKSTART, "--image-size", "64"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
 }
 
@@ -59,7 +61,17 @@ def check_memory(found):
     assert -100 < found["reduction"] < 100 and found["batch"] == 1
 
 
-CHECKS = {"pool": check_pool, "crops": check_crops, "distill": check_distill}
+def check_guidance(found):
+    assert found["speedup"] > 0 and len(found["speedup_quartiles"]) == 2
+    assert found["largest_difference"] <= 1e-5 * found["largest_logit"]
+
+
+CHECKS = {
+    "pool": check_pool,
+    "crops": check_crops,
+    "distill": check_distill,
+    "guidance": check_guidance,
+}
 
 
 @pytest.mark.parametrize("command", page_commands(), ids=" ".join)
@@ -99,6 +111,8 @@ def test_every_benchmark_is_on_the_page():
         (["crops", "--height", "9"], "--height 9 must be at least 10"),
         (["distill", "--workers", "2"], "--steps 1 must be a multiple of --workers 2"),
         (["distill", "--batch", "0"], "--batch 0 must be at least 1"),
+        (["guidance", "--images", "0"], "--images 0 must be at least 1"),
+        (["guidance", "--config-file", "no.py"], "no config 'no.py'"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
