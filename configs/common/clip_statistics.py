@@ -1,4 +1,6 @@
 # Mean and standard deviation of RGB in 0..255 that OpenAI's CLIP was trained with, for Detectron2's
 # own models; those of densedet ask the backbone.
-pixel_mean = [122.7709383, 116.7460125, 104.09373615]
-pixel_std = [68.5005327, 66.6321579, 70.3231630]
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+pixel_mean = [255 * value for value in OPENAI_DATASET_MEAN]
+pixel_std = [255 * value for value in OPENAI_DATASET_STD]

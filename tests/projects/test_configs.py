@@ -4,29 +4,27 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
 
 from densedet import model_zoo
 from densedet.clip import ClipVisual, unlock
+from densedet.engine.analysis import without_weights
+from densedet.modeling.backbone import find_guided
+from densedet.modeling.guidance import BoxScoreLoss, PixelScoreLoss
 from densedet.modeling.meta_arch import OpenVocabularyRCNN, RegionCLIP
+from densedet.modeling.retinanet import ReassigningMatcher
 from densedet.vocabulary import Vocabulary
 
 CONFIGS = model_zoo.list()
 CLIPSELF = "projects/clipself/configs/"
 
 
-def is_detector(name):
+DENSECLIP = "projects/denseclip/configs/"
+
+
+def has_roi_heads(name):
+    if name.startswith(DENSECLIP):
+        return "mask_rcnn" in name
     return not name.startswith(CLIPSELF) or "detector" in name
-
-
-def without_weights(node: object) -> None:
-    """Set every ``pretrained`` below a config node to None: nothing is downloaded here."""
-    if isinstance(node, DictConfig):
-        for key in list(node):
-            if key == "pretrained":
-                node[key] = None
-            elif not OmegaConf.is_interpolation(node, key):
-                without_weights(node[key])
 
 
 def load(name):
@@ -42,7 +40,7 @@ def config(request):
     return load(request.param)
 
 
-@pytest.fixture(params=[name for name in CONFIGS if is_detector(name)])
+@pytest.fixture(params=[name for name in CONFIGS if has_roi_heads(name)])
 def detector(request):
     return load(request.param)
 
@@ -58,6 +56,17 @@ def test_there_are_the_published_rows():
         "quickstart",
         "quickstart_closed_set",
     }
+    baselines = {
+        *(f"ade20k_{clip}_clip" for clip in ("rn50", "rn101", "vitb16")),
+        *(
+            f"coco_{kind}_{clip}_clip"
+            for kind in ("retinanet", "mask_rcnn")
+            for clip in ("rn50", "rn101")
+        ),
+    }
+    guided = {name.removesuffix("_clip") + "_denseclip" for name in baselines}
+    names = {name.removeprefix(DENSECLIP).removesuffix(".py") for name in CONFIGS}
+    assert names >= baselines | guided | {f"{name}_released" for name in guided}
 
 
 def test_model_optimizer_and_schedule_can_be_built(config):
@@ -133,3 +142,188 @@ def test_levels_of_backbone_rpn_and_heads_agree(detector):
         assert heads.dense_stride == tower.stride
         assert heads.box_predictor.classifier.embed_dim == tower.embed_dim
         assert ("vlm" in shapes) is (heads.box_predictor.ensemble is not None)
+
+
+def build(cfg):
+    with torch.device("meta"):
+        return instantiate(cfg.model)
+
+
+# file, crop, stride of the windows, drop path, level of the scores
+ADE20K = [
+    ("rn50_clip", 512, 341, None, None),
+    ("rn50_denseclip", 512, 341, None, "res5"),
+    ("rn101_clip", 512, 341, None, None),
+    ("rn101_denseclip", 512, 341, None, "res5"),
+    ("vitb16_clip", 640, 426, 0.0, None),
+    ("vitb16_denseclip", 640, 426, 0.1, "res4"),
+]
+# file, learning rate
+COCO = [
+    ("retinanet_rn50_clip", 1e-4),
+    ("retinanet_rn50_denseclip", 1e-4),
+    ("retinanet_rn101_clip", 1e-4),
+    ("retinanet_rn101_denseclip", 1e-4),
+    ("mask_rcnn_rn50_clip", 2e-4),
+    ("mask_rcnn_rn50_denseclip", 2e-4),
+    ("mask_rcnn_rn101_clip", 2e-4),
+    ("mask_rcnn_rn101_denseclip", 2e-4),
+]
+TOWERS = {  # CLIP, embedding size, cells of a side of the position table for ADE20K
+    "rn50": ("RN50-quickgelu", 1024, 16),
+    "rn101": ("RN101-quickgelu", 512, 16),
+    "vitb16": ("ViT-B-16-quickgelu", 512, 40),
+}
+
+
+def check_tower(cfg, name, grid=None):
+    """The right CLIP with OpenAI's weights."""
+    tower = next(tower for tower in TOWERS if f"{tower}_" in name)
+    model, embed_dim, native = TOWERS[tower]
+    assert (cfg.clip.model, cfg.clip.embed_dim, cfg.clip.grid) == (model, embed_dim, grid or native)
+
+
+@pytest.mark.parametrize(("name", "crop", "stride", "drop_path", "level"), ADE20K)
+def test_the_published_recipes_of_ade20k(name, crop, stride, drop_path, level):
+    """DenseCLIP, arXiv 2112.01518, and the configs of its repository."""
+    assert model_zoo.get_config(f"{DENSECLIP}ade20k_{name}.py").clip.pretrained == "openai"
+    cfg = load(f"{DENSECLIP}ade20k_{name}.py")
+    check_tower(cfg, name)
+    assert (cfg.train.max_iter, cfg.train.eval_period) == (80000, 8000)
+    assert (cfg.train.precision, cfg.train.clip_grad) == ("fp32", None)
+    assert cfg.train.sync_batch_norm is True
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 1e-4)
+    schedule = instantiate(cfg.lr_multiplier)
+    assert (schedule.max_iter, schedule.power, schedule.floor) == (80000, 0.9, 1e-6)
+    assert (schedule.warmup_iters, schedule.warmup_factor) == (1500, 1e-6)
+
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    assert (train.total_batch_size, train.dataset.names) == (32, "ade20k_150_train")
+    resize, cut, flip, _distortion = instantiate(train.mapper.augmentations)
+    assert (resize.long, resize.short, resize.factors) == (2048, crop, (0.5, 2.0))
+    assert list(cut.crop_aug.crop_size) == [crop, crop] and cut.single_category_max_area == 0.75
+    assert flip.prob == 0.5
+    (resize,) = instantiate(test.mapper.augmentations)
+    assert (resize.long, resize.short, resize.factors) == (2048, crop, (1.0, 1.0))
+
+    model = build(cfg)
+    assert (model.window, model.window_stride) == (crop, stride)
+    assert model.sem_seg_head.dropout.p == 0.1 and len(model.vocabulary) == 150
+    assert model.vocabulary.synonyms[44] == "chest of drawers"
+    assert (
+        cfg.model.backbone.bottom_up.get("trunk", cfg.model.backbone.bottom_up).get("drop_path")
+        == drop_path
+    )
+    guided = find_guided(model.backbone)
+    if level is None:
+        assert guided is None
+        return
+    guidance = guided.guidance
+    assert (guidance.fused_level, guidance.fuse_scaled) == (level, False)
+    assert isinstance(guidance.auxiliary, PixelScoreLoss) and guidance.auxiliary.weight == 0.4
+    check_guidance(guidance)
+
+
+def check_guidance(guidance):
+    assert (guidance.temperature, guidance.prompting) == (0.07, "post")
+    assert guidance.text.contexts.shape == (1, 8, 512) and guidance.text.class_tokens == 5
+    assert len(guidance.decoder.layers) == 3 and guidance.gamma.shape == (guidance.embed_dim,)
+
+
+@pytest.mark.parametrize(("name", "lr"), COCO)
+def test_the_published_recipes_of_coco(name, lr):
+    """12 epochs; DenseCLIP, arXiv 2112.01518, and the configs of its repository."""
+    cfg = load(f"{DENSECLIP}coco_{name}.py")
+    check_tower(cfg, name, grid=42)
+    assert cfg.train.max_iter == 87960 and cfg.train.precision == "fp32"
+    assert cfg.train.clip_grad == {"max_norm": 0.1, "norm_type": 2.0}
+    assert cfg.train.sync_batch_norm is True
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (lr, 1e-4)
+    schedule = instantiate(cfg.lr_multiplier)
+    rates = {0: 0.001, 250: 0.5005, 500: 1.0, 58639: 1.0, 58640: 0.1, 80629: 0.1, 80630: 0.01}
+    for iteration, expected in rates.items():
+        assert schedule(iteration / 87960) == pytest.approx(expected, rel=1e-6), iteration
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    assert (train.total_batch_size, train.dataset.names) == (16, "coco_2017_train")
+    for resize in (train.mapper.augmentations[0], test.mapper.augmentations[0]):
+        assert resize.max_size == 1333
+    assert train.mapper.augmentations[0].short_edge_length == [800]
+    assert train.mapper.use_instance_mask is ("mask_rcnn" in name)
+
+    model = build(cfg)
+    assert model.input_format == "RGB"
+    guided = find_guided(model.backbone)
+    assert (guided is not None) is name.endswith("denseclip")
+    if guided is not None:
+        guidance = guided.guidance
+        assert (guidance.fused_level, guidance.fuse_scaled) == ("res5", True)
+        assert isinstance(guidance.auxiliary, BoxScoreLoss) and guidance.auxiliary.weight == 1.0
+        assert len(guidance.vocabulary) == 80
+        check_guidance(guidance)
+
+
+ROWS = [f"ade20k_{row[0]}" for row in ADE20K] + [f"coco_{row[0]}" for row in COCO]
+GUIDED = [name for name in ROWS if name.endswith("denseclip")]
+
+
+@pytest.mark.parametrize("name", [*ROWS, *(f"{name}_released" for name in GUIDED)])
+def test_rates_and_decays_of_denseclip(name):
+    """The trunk at a tenth, the norms of the decoder's layers without decay, text not at all."""
+    cfg = load(f"{DENSECLIP}{name}.py")
+    model = build(cfg)
+    cfg.optimizer.params.model = model
+    groups = instantiate(cfg.optimizer).param_groups
+    options = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    lr, undecayed = cfg.optimizer.lr, 0
+    prefix = "backbone.bottom_up." + ("trunk." if "denseclip" in name else "")
+    for parameter_name, parameter in model.named_parameters():
+        expected = (lr, 1e-4)
+        if parameter_name.startswith(prefix):
+            expected = (0.1 * lr, 1e-4)
+        elif ".text.encoder." in parameter_name:
+            expected = (0.0, 1e-4) if name.endswith("released") else None
+        elif ".decoder.layers." in parameter_name and ".norm" in parameter_name:
+            expected, undecayed = (lr, 0.0), undecayed + 1
+        found = options.get(id(parameter))
+        assert found == (expected and pytest.approx(expected)), parameter_name
+        assert parameter.requires_grad is (expected is not None)
+    assert undecayed == (18 if "denseclip" in name else 0)
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("name", GUIDED)
+def test_switches_of_the_released_models(name, released):
+    """Ours by default; with ``_released`` what the published code does."""
+    model = build(load(f"{DENSECLIP}{name}{'_released' * released}.py"))
+    guided = find_guided(model.backbone)
+    visual, guidance = guided.trunk.visual, guided.guidance
+    assert guidance.text.frozen is not released
+    detector = name.startswith("coco")
+    assert visual.positions == ("crop" if released and detector else "bilinear")
+    if "vitb16" in name:
+        assert visual.double_class_embedding is released
+    if not detector:
+        means = (guidance.auxiliary.mean, model.sem_seg_head.mean)
+        assert means == (("all",) * 2 if released else ("valid",) * 2)
+    if "retinanet" in name:
+        assert isinstance(model.anchor_matcher, ReassigningMatcher) is released
+        assert model.normalizer == ("batch" if released else "ema")
+        assert model.backbone.top_block.relu is False
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_levels_of_backbone_and_dense_heads_agree(name):
+    model = build(load(f"{DENSECLIP}{name}.py"))
+    shapes = model.backbone.output_shape()
+    if name.startswith("ade20k"):
+        names = model.sem_seg_head.in_features
+        assert [shapes[level].stride for level in names] == [4, 8, 16, 32]
+    elif "retinanet" in name:
+        strides = [shapes[level].stride for level in model.head_in_features]
+        assert list(model.anchor_generator.strides) == strides == [8, 16, 32, 64, 128]
+    guided = find_guided(model.backbone)
+    if guided is not None:
+        trunk, classes = guided.trunk.output_shape(), len(guided.guidance.vocabulary)
+        level = guided.guidance.fused_level
+        assert guided.output_shape()[level].channels == trunk[level].channels + classes
+        assert trunk[level].stride == guided.trunk.visual.stride

@@ -38,7 +38,7 @@ model = L(Segmentor)(
         num_classes=150,
         conv_dims=256,
         common_stride=4,
-        norm="SyncBN",
+        norm="BN",
         ignore_value=255,
         dropout=0.1,
         mean="valid",
@@ -47,4 +47,6 @@ model = L(Segmentor)(
     window="${dataloader.crop_size}",
     window_stride=341,
     tta=None,
+    # "scores": from the score map alone, which follows any vocabulary; guided models only
+    predict_from="head",
 )

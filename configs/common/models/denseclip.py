@@ -37,17 +37,18 @@ guidance = L(DenseCLIP)(
 )
 
 
-def guide(model):
+def guide(model, optimizer):
     """Semantic FPN: score maps between the backbone and the FPN."""
+    optimizer.params.weight_decays = {r"guidance\.decoder\.layers\.\d+\.norm": 0.0}
     trunk = model.backbone.bottom_up
     trunk.aligned = True
     model.backbone.bottom_up = L(GuidedBackbone)(trunk=trunk, guidance=guidance)
     model.pop("vocabulary", None)
 
 
-def guide_detector(model):
+def guide_detector(model, optimizer):
     """RetinaNet or Mask R-CNN on COCO: scores over the temperature, loss from the boxes."""
-    guide(model)
+    guide(model, optimizer)
     guided = model.backbone.bottom_up.guidance
     guided.text.vocabulary.name = "coco"
     guided.auxiliary = L(BoxScoreLoss)(weight=1.0)
@@ -64,7 +65,7 @@ def use_released_switches(model, clip, optimizer):
     text = r"guidance\.text\.encoder\."
     guided = model.backbone.bottom_up.guidance
     guided.text.frozen = False
-    optimizer.params.lr_factors[text] = 0.0
+    optimizer.params.lr_factors[text] = 0.0  # and up to the floor of the schedule
     if "sem_seg_head" in model:
         guided.auxiliary.mean = model.sem_seg_head.mean = "all"
         return

@@ -139,7 +139,7 @@ class AlignedViT(_ClipTrunk):
         taps: Sequence[str] = ("block3", "block5", "block7", "block11"),
         scales: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
         drop_path: float = 0.0,
-        norm: str = "SyncBN",
+        norm: str = "BN",
     ) -> None:
         unknown = [name for name in taps if name not in visual.tap_channels]
         if unknown or len(taps) != len(scales):
