@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.data import transforms as T
+from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import BoxMode, Instances
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -28,7 +29,8 @@ class Predictor:
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        ConfigError: the config has no open-vocabulary model, or no trained weights are there.
+        ConfigError: the config has no model with a vocabulary or one that does not detect, or no
+            trained weights are there.
         CheckpointError: the weights do not fit.
     """
 
@@ -49,6 +51,11 @@ class Predictor:
         self.model = build(cfg.model, "model").eval()
         if not hasattr(self.model, "set_vocabulary"):
             raise ConfigError(f"{type(self.model).__name__} has no vocabulary to change")
+        if isinstance(self.model, SemanticSegmentor):
+            raise ConfigError(
+                f"{type(self.model).__name__} is no detector, and the predictor shows detectors so "
+                "far; tools/lazyconfig_train_net.py --eval-only evaluates segmentors"
+            )
         Checkpointer(self.model).load(path, checkpointables=[])
         self.model.to(resolve_device(device))
         self.trained = self.model.vocabulary

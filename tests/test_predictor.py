@@ -93,3 +93,9 @@ def test_missing_and_foreign_weights_are_refused(config, weights, tmp_path):
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit OpenVocabularyRCNN"):
         Predictor(config, tmp_path / "other.pth")
+
+
+def test_segmentors_are_refused(weights):
+    config = model_zoo.get_config("projects/denseclip/configs/quickstart.py")
+    with pytest.raises(ConfigError, match="Segmentor is no detector.*--eval-only"):
+        Predictor(config, weights)

@@ -62,7 +62,7 @@ def attend_all(
         normalised.
 
     Raises:
-        ValueError: as for `resample_positions`.
+        ValueError, ConfigError: as for `resample_positions`.
     """
     tokens = pool_tokens(pool, maps, positions)
     embedded = attend(pool, tokens, tokens, pool.v_proj(tokens))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densedet.errors import ConfigError
+
 Grid = tuple[int, int]
 PositionMode = Literal["bicubic", "bilinear", "crop"]
 
@@ -33,7 +35,8 @@ def resample_positions(
         one.
 
     Raises:
-        ValueError: the table has no ``native`` (or no square) grid, or is too small to crop.
+        ValueError: the table has no ``native`` (or no square) grid.
+        ConfigError: the table is too small to crop.
     """
     cells = table.shape[-2] - 1
     native = native or (math.isqrt(cells), math.isqrt(cells))
@@ -55,7 +58,7 @@ def resample_positions(
 def _crop(image: Tensor, grid: Grid) -> Tensor:
     """The top left corner of ``[gh, gw, C]``."""
     if grid[0] > image.shape[0] or grid[1] > image.shape[1]:
-        raise ValueError(
+        raise ConfigError(
             f"positions of {image.shape[0]}x{image.shape[1]} cells cannot be cropped to "
             f"{grid[0]}x{grid[1]} (rows x columns): give smaller images, make the table with a "
             "larger grid, or use the positions 'bilinear'"

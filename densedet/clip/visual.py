@@ -273,7 +273,7 @@ class TokenVisual(ClipVisual):
         features = VisualFeatures()
         last = self.depth - 1
         value_path = dense or f"block{last}" in taps
-        shared = last if value_path or pooled else _blocks_needed(taps)
+        shared = last if value_path or pooled else blocks_needed(taps)
         tokens = self._run_blocks(images, grid, shared, taps, features)
         if value_path:
             patches = self._checkpointed(self._run_value_path, tokens[:, 1:])
@@ -289,7 +289,7 @@ class TokenVisual(ClipVisual):
     def _embed_locations(self, images: Tensor, taps: frozenset[str]) -> VisualFeatures:
         grid = self._grid(images)
         features = VisualFeatures()
-        count = self.depth if self.embeds else _blocks_needed(taps)
+        count = self.depth if self.embeds else blocks_needed(taps)
         tokens = self._run_blocks(images, grid, count, taps, features)
         if self.embeds:
             embedded = self._project(tokens)
@@ -334,7 +334,8 @@ def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
-def _blocks_needed(taps: frozenset[str]) -> int:
+def blocks_needed(taps: frozenset[str]) -> int:
+    """How many blocks of a transformer run for its taps."""
     return 1 + max((int(tap.removeprefix("block")) for tap in taps), default=-1)
 
 

@@ -8,7 +8,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from densedet.clip.position import Grid, PositionMode, resample_positions
-from densedet.clip.visual import TokenVisual, require
+from densedet.clip.visual import TokenVisual, blocks_needed, require
 
 
 class VitVisual(TokenVisual):
@@ -21,7 +21,7 @@ class VitVisual(TokenVisual):
     Attributes:
         positions: how the position table comes to the size of an image.
         double_class_embedding: add the class embedding twice, as the published code of DenseCLIP
-            (arXiv 2112.01518) does and as its weights are trained.
+            (arXiv 2112.01518) does.
     """
 
     tower: VisionTransformer
@@ -69,6 +69,14 @@ class VitVisual(TokenVisual):
         self.tower.ln_post = None
         self.tower.proj = None
         self.embeds = False
+
+    def drop_blocks_after(self, taps: Sequence[str]) -> None:
+        """Delete the blocks behind the last of ``taps``; they serve the embedding alone."""
+        self.depth = blocks_needed(self._known(taps))
+        del self.tower.transformer.resblocks[self.depth :]
+        for table in (self.tap_channels, self.tap_strides):
+            for name in list(table)[self.depth :]:
+                del table[name]
 
     def resize_positions(self, grid: int) -> None:
         """See :meth:`densedet.clip.visual.ClipVisual.resize_positions`."""

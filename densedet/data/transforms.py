@@ -6,6 +6,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from densedet.errors import ConfigError
+from densedet.modeling.resizing import fit_size
 
 
 def large_scale_jitter(
@@ -45,10 +46,9 @@ class ResizeToFit(T.Augmentation):
     """Resize to the largest size that fits in ``(long, short)`` times a random factor.
 
     The aspect ratio is kept; small images are enlarged. This is the resizing of the usual training
-    on ADE20K (section "implementation details" of DenseCLIP, arXiv 2112.01518): with one factor
-    ``r``, the long side is at most ``floor(long r)``, the short side at most ``floor(short r)``,
-    and both are rounded to the nearest pixel. Images are interpolated bilinearly, label maps take
-    the nearest label.
+    on ADE20K (DenseCLIP, arXiv 2112.01518): with one factor ``r``, the long side is at most
+    ``floor(long r)``, the short side at most ``floor(short r)``, and both are rounded to the
+    nearest pixel. Images are interpolated bilinearly, label maps take the nearest label.
 
     Args:
         long: limit of the long side, pixels.
@@ -74,11 +74,7 @@ class ResizeToFit(T.Augmentation):
         """Draw a factor for ``image`` [H, W, ...]."""
         factor = np.random.uniform(*self.factors)
         height, width = image.shape[:2]
-        scale = min(
-            int(self.long * factor) / max(height, width),
-            int(self.short * factor) / min(height, width),
-        )
-        new = [max(1, int(side * scale + 0.5)) for side in (height, width)]
+        new = fit_size(height, width, self.long, self.short, factor)
         return T.ResizeTransform(height, width, *new, Image.Resampling.BILINEAR)
 
 

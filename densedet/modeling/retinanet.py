@@ -8,7 +8,8 @@ from torch import Tensor
 class P6P7(LastLevelP6P7):
     """The two coarsest levels, made of a backbone's feature.
 
-    DenseCLIP (arXiv 2112.01518) was trained without an activation between the two.
+    Without an activation between the two, as the published code of DenseCLIP (arXiv 2112.01518)
+    has them.
 
     Args:
         in_channels: of the feature; with guidance those of the score map too.
@@ -39,8 +40,9 @@ class ReassigningMatcher(Matcher):
     """`Matcher` whose low-quality matches get the box they were matched for.
 
     A box takes the anchors that overlap it most, whatever the thresholds. Detectron2 marks such an
-    anchor as positive and leaves it with the box that it overlaps most itself; mmdetection, which
-    DenseCLIP's detectors were trained with, gives it to the first box, or to the last of several.
+    anchor as positive and leaves it with the box that it overlaps most itself; mmdetection, on
+    which the published code of DenseCLIP builds, gives it to the first box, or to the last of
+    several.
     """
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:

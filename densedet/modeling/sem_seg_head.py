@@ -2,13 +2,12 @@
 
 from functools import reduce
 from operator import add
-from typing import Any, get_args
+from typing import Any
 
 from detectron2.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, SemSegFPNHead
 from torch import Tensor, nn
 
-from densedet.errors import ConfigError
-from densedet.modeling.guidance.losses import Mean, pixel_cross_entropy
+from densedet.modeling.pixel_loss import Mean, check_mean, pixel_cross_entropy
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -18,7 +17,7 @@ class SegmentationHead(SemSegFPNHead):
     Args:
         dropout: probability that a channel is zeroed before the classifier, in training.
         mean: the loss is averaged over the "valid" pixels, as Detectron2 does; or over "all",
-            ignored ones included, as the released models were trained.
+            ignored ones included, as the published code of DenseCLIP does.
         ignore_value: label of pixels that cost nothing.
         **kwargs: as of `SemSegFPNHead`.
 
@@ -30,8 +29,7 @@ class SegmentationHead(SemSegFPNHead):
         self, *, dropout: float = 0.1, mean: Mean = "valid", ignore_value: int = 255, **kwargs: Any
     ) -> None:
         super().__init__(ignore_value=ignore_value, **kwargs)
-        if mean not in get_args(Mean):
-            raise ConfigError(f"mean={mean!r}: choose from {', '.join(get_args(Mean))}")
+        check_mean(mean)
         self.dropout = nn.Dropout2d(dropout)
         self.mean: Mean = mean
 

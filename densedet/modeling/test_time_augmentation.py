@@ -8,6 +8,7 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from densedet.errors import ConfigError
+from densedet.modeling.resizing import fit_size
 
 Segment = Callable[[Tensor], Tensor]
 """An image ``[3, h, w]`` to logits ``[K, H, W]`` at the size of the result."""
@@ -75,11 +76,7 @@ class SemanticTTA:
     def _resize(self, image: Tensor, scale: float) -> Tensor:
         """Bilinear, with Pillow if the image is uint8 as in Detectron2's own augmentations."""
         height, width = image.shape[-2:]
-        factor = min(
-            int(self.long * scale) / max(height, width),
-            int(self.short * scale) / min(height, width),
-        )
-        new_size = (int(height * factor + 0.5), int(width * factor + 0.5))
+        new_size = fit_size(height, width, self.long, self.short, scale)
         resize = T.ResizeTransform(height, width, *new_size)
         pixels = resize.apply_image(image.permute(1, 2, 0).cpu().numpy())
         return torch.as_tensor(pixels.transpose(2, 0, 1).copy())

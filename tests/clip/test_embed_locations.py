@@ -120,7 +120,7 @@ def test_other_positions_miss_the_reference(
 def test_images_larger_than_cropped_positions(golden: Golden, make_golden: Any) -> None:
     grid = golden.config["det_input_resolution"] // 32
     message = f"{grid}x{grid} cells cannot be cropped to 1x{grid + 1}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make_golden("det").embed_locations(images(32, 32 * (grid + 1), 1))
 
 

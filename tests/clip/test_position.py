@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import build_rotary_pos_embed
 
+from densedet.cli import exit_code
 from densedet.clip.position import RotaryTables, resample_positions, rotary_table
+from densedet.errors import ConfigError
 
 
 def kernel(x: float) -> float:
@@ -68,8 +70,17 @@ def test_crop_takes_the_first_rows_and_columns() -> None:
 @pytest.mark.parametrize("grid", [(4, 2), (2, 5)])
 def test_crop_of_a_table_that_is_too_small(grid: tuple[int, int]) -> None:
     message = f"3x4 cells cannot be cropped to {grid[0]}x{grid[1]} .rows x columns"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         resample_positions(torch.zeros(13, 2), grid, native=(3, 4), mode="crop")
+
+
+def test_a_tool_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        resample_positions(torch.zeros(13, 2), (4, 4), native=(3, 4), mode="crop")
+
+    assert exit_code(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: positions of 3x4 cells") and error.count("\n") == 1
 
 
 def test_native_grid_returns_the_table_itself() -> None:

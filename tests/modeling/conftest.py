@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -16,10 +17,16 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
-from densedet.clip import ClassEmbeddings, ClipVisual
-from densedet.clip.factory import build_visual
+from densedet.clip import ClassEmbeddings, ClipVisual, build_text_encoder, build_visual
 from densedet.clip.tiny import build_tiny_clip
-from densedet.modeling.backbone import ClipBackbone, PyramidFPN, TapPyramid
+from densedet.modeling.backbone import (
+    AlignedResNet,
+    ClipBackbone,
+    GuidedBackbone,
+    PyramidFPN,
+    TapPyramid,
+)
+from densedet.modeling.guidance import ContextDecoder, DenseCLIP, PromptedTextEncoder
 from densedet.modeling.meta_arch import OpenVocabularyRCNN
 from densedet.modeling.roi_heads import (
     CosineClassifier,
@@ -39,6 +46,11 @@ TOWERS = {
     "b16": {"image_size": 64, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16},
     "l14": {"image_size": 56, "layers": 4, "width": 32, "head_width": 16, "patch_size": 14},
     "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+}
+GUIDED = {
+    "embed_dim": 16,
+    "vision_cfg": TOWERS["resnet"],
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 
 
@@ -80,6 +92,46 @@ def make_pyramid(make_backbone: Any) -> Callable[..., PyramidFPN]:
         return PyramidFPN(backbone, names, out_channels=CHANNELS, norm=norm)
 
     return make
+
+
+@pytest.fixture
+def make_guided() -> Callable[..., GuidedBackbone]:
+    """``make_guided(words, auxiliary, trunk=None, decoder=True, **kwargs)``: DenseCLIP with E = 16.
+
+    On a tiny CLIP ResNet or another trunk; ``kwargs`` are those of `DenseCLIP`.
+    """
+
+    def make(
+        words: Vocabulary,
+        auxiliary: nn.Module | None,
+        trunk: Backbone | None = None,
+        decoder: bool = True,
+        **kwargs: Any,
+    ) -> GuidedBackbone:
+        torch.manual_seed(0)
+        clip = build_tiny_clip(GUIDED)
+        for name, weight in clip.visual.named_parameters():
+            if name.endswith("bn3.weight"):  # open_clip starts them at zero
+                nn.init.ones_(weight)
+        visual: Any = build_visual(clip)
+        text = PromptedTextEncoder(build_text_encoder(clip), words, num_contexts=4, class_tokens=5)
+        looks = ContextDecoder(16, width=16, heads=2, layers=1) if decoder else None
+        guidance = DenseCLIP(text, looks, auxiliary, embed_dim=16, **kwargs)
+        return GuidedBackbone(trunk or AlignedResNet(visual), guidance)
+
+    return make
+
+
+@pytest.fixture
+def without_gradient() -> Callable[[nn.Module], list[str]]:
+    """``without_gradient(model)``: trainable parameters that a backward pass did not reach."""
+
+    def find(model: nn.Module) -> list[str]:
+        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        assert trainable
+        return [name for name, parameter in trainable if parameter.grad is None]
+
+    return find
 
 
 def embed(name: str, dimension: int = EMBED) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import get_norm
 from detectron2.modeling.backbone import FPN
 from open_clip.transformer import LayerScale
 from torch import Tensor, nn
@@ -222,6 +223,30 @@ def test_other_patches_and_scales(make_visual: Any) -> None:
     assert fourteen.size_divisibility == 28
     fine = AlignedViT(make_visual("b16"), taps=BLOCKS[:1], scales=(4,))
     assert fine.size_divisibility == 16  # the tower needs more than the level
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_no_block_stays_behind_the_last_tap(
+    make_visual: Any, without_gradient: Any, aligned: bool
+) -> None:
+    """Without embeddings they would never get a gradient."""
+    visual, whole = (
+        make_visual("b16"),
+        AlignedViT(make_visual("b16"), taps=BLOCKS[:3], scales=(4, 2, 1)),
+    )
+    trunk = AlignedViT(visual, aligned, taps=BLOCKS[:3], scales=(4, 2, 1))
+    trunk.load_state_dict(whole.state_dict(), strict=aligned)
+    found, expected = (model(images(2, 3, 64, 64)) for model in (trunk, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in LEVELS[:3])
+    sum((value**2).sum() for value in found.values()).backward()
+    assert without_gradient(trunk) == []
+    assert len(visual.tower.transformer.resblocks) == visual.depth == (4 if aligned else 3)
+    assert visual.tap_names == tuple(BLOCKS[: visual.depth])
+
+
+def test_the_default_norm_is_detectron2s_batch_norm(make_visual: Any) -> None:
+    norm = build(make_visual("b16")).levels[0][2]
+    assert type(norm) is type(get_norm("BN", 32))
 
 
 def test_vit_refuses(make_visual: Any) -> None:

@@ -11,47 +11,20 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from densedet.clip import build_text_encoder, build_visual
-from densedet.clip.tiny import build_tiny_clip
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone import AlignedResNet
 from densedet.modeling.backbone.guided import GuidedBackbone
-from densedet.modeling.guidance import (
-    BoxScoreLoss,
-    ContextDecoder,
-    DenseCLIP,
-    PromptedTextEncoder,
-)
+from densedet.modeling.guidance import BoxScoreLoss
 from densedet.modeling.meta_arch import GuidedRCNN, GuidedRetinaNet
 from densedet.modeling.retinanet import P6P7
 from densedet.vocabulary import Vocabulary
 
-EMBED, FPN = 16, 16
+FPN = 16
 NAMES = ["cat", "dog", "zebra"]
-CLIP = {
-    "embed_dim": EMBED,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
-    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 BOXES = [[4.0, 6.0, 40.0, 50.0], [30.0, 10.0, 60.0, 44.0]]
 
 
-def make_guided() -> GuidedBackbone:
-    torch.manual_seed(0)
-    clip = build_tiny_clip(CLIP)
-    for name, weight in clip.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # open_clip starts them at zero
-            nn.init.ones_(weight)
-    text = PromptedTextEncoder(
-        build_text_encoder(clip), Vocabulary.from_names(NAMES), num_contexts=4, class_tokens=5
-    )
-    decoder = ContextDecoder(EMBED, width=16, heads=2, layers=1)
-    guidance = DenseCLIP(text, decoder, BoxScoreLoss(), embed_dim=EMBED, fuse_scaled=True)
-    return GuidedBackbone(AlignedResNet(build_visual(clip).train()), guidance)
-
-
-def make_retinanet(num_classes: int = 3, **kwargs: Any) -> GuidedRetinaNet:
-    guided = make_guided()
+def make_retinanet(guided: GuidedBackbone, num_classes: int = 3, **kwargs: Any) -> GuidedRetinaNet:
     cfg = model_zoo.get_config("common/models/retinanet.py").model
     cfg.backbone.bottom_up = guided
     cfg.backbone.out_channels = FPN
@@ -64,9 +37,9 @@ def make_retinanet(num_classes: int = 3, **kwargs: Any) -> GuidedRetinaNet:
     return instantiate(cfg)
 
 
-def make_rcnn(num_classes: int = 3, **kwargs: Any) -> GuidedRCNN:
+def make_rcnn(guided: GuidedBackbone, num_classes: int = 3, **kwargs: Any) -> GuidedRCNN:
     cfg = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
-    cfg.backbone.bottom_up = make_guided()
+    cfg.backbone.bottom_up = guided
     cfg.backbone.update(in_features=["res2", "res3", "res4", "res5"], out_channels=FPN)
     cfg.proposal_generator.head.in_channels = FPN
     cfg.proposal_generator.update(pre_nms_topk=(50, 50), post_nms_topk=(20, 20))
@@ -97,8 +70,19 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(name: str) -> Any:
-    return MAKERS[name]()
+def make_model(make_guided: Any) -> Callable[..., Any]:
+    """``make_model("retinanet" | "rcnn", **kwargs)``."""
+
+    def make(name: str, **kwargs: Any) -> Any:
+        words = Vocabulary.from_names(NAMES)
+        return MAKERS[name](make_guided(words, BoxScoreLoss(), fuse_scaled=True), **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Any, name: str) -> Any:
+    return make_model(name)
 
 
 @pytest.fixture
@@ -129,6 +113,13 @@ def test_a_training_step(name: str, model: Any, records: list[dict[str, Any]]) -
     assert all(p.grad is None for p in guidance.text.encoder.parameters())
     visual = model.guided.trunk.visual.tower
     assert visual.conv1.weight.grad.any() and visual.attnpool.c_proj.weight.grad.any()
+
+
+def test_every_parameter_learns(
+    model: Any, records: list[dict[str, Any]], without_gradient: Any
+) -> None:
+    step(model, records)
+    assert without_gradient(model) == []
 
 
 def test_the_auxiliary_loss_is_that_of_the_padded_images(
@@ -170,11 +161,11 @@ def test_evaluation_runs_the_text_tower_once(
     assert torch.equal(first, last)
 
 
-def test_statistics_are_those_of_the_weights(name: str, model: Any) -> None:
+def test_statistics_are_those_of_the_weights(make_model: Any, name: str, model: Any) -> None:
     visual = model.guided.trunk.visual
     assert torch.allclose(model.pixel_mean.flatten(), 255 * torch.tensor(visual.pixel_mean))
     assert torch.allclose(model.pixel_std.flatten(), 255 * torch.tensor(visual.pixel_std))
-    given = MAKERS[name](pixel_mean=[1.0, 2.0, 3.0], pixel_std=[4.0, 5.0, 6.0])
+    given = make_model(name, pixel_mean=[1.0, 2.0, 3.0], pixel_std=[4.0, 5.0, 6.0])
     assert given.pixel_mean.flatten().tolist() == [1, 2, 3]
     assert given.pixel_std.flatten().tolist() == [4, 5, 6]
 
@@ -191,6 +182,13 @@ def test_another_vocabulary_needs_retraining(model: Any, names: list[str], messa
     with pytest.raises(VocabularyError, match=f"{message}.*FPN and the classifier.*retraining"):
         model.set_vocabulary(Vocabulary.from_names(names))
     assert model.vocabulary.labels == model.guided.guidance.vocabulary.labels == tuple(NAMES)
+
+
+def test_a_name_over_the_budget_changes_nothing(model: Any) -> None:
+    before = model.vocabulary
+    with pytest.raises(VocabularyError, match="class_tokens"):
+        model.set_vocabulary(Vocabulary.parse("cat,a very small house cat;dog;zebra"))
+    assert model.vocabulary == model.guided.guidance.vocabulary == before
 
 
 def test_the_same_labels_are_accepted(model: Any) -> None:
@@ -222,14 +220,14 @@ def test_the_score_map_alone_follows_a_vocabulary(
         assert len(model.eval()(records)) == 2
 
 
-def test_another_number_of_classes_is_refused(name: str) -> None:
+def test_another_number_of_classes_is_refused(make_model: Any, name: str) -> None:
     with pytest.raises(ConfigError, match="3 categories.*num_classes=4"):
-        MAKERS[name](num_classes=4)
+        make_model(name, num_classes=4)
 
 
-def test_a_plain_backbone_is_refused() -> None:
-    model = make_retinanet()
-    plain = AlignedResNet(build_visual(build_tiny_clip(CLIP)), aligned=False)
+def test_a_plain_backbone_is_refused(make_model: Any) -> None:
+    model = make_model("retinanet")
+    plain = AlignedResNet(model.guided.trunk.visual, aligned=False)
     with pytest.raises(ConfigError, match="GuidedRetinaNet needs a GuidedBackbone"):
         GuidedRetinaNet(
             backbone=plain,
@@ -242,11 +240,11 @@ def test_a_plain_backbone_is_refused() -> None:
         )
 
 
-def test_the_loss_normalizer(records: list[dict[str, Any]]) -> None:
+def test_the_loss_normalizer(make_model: Any, records: list[dict[str, Any]]) -> None:
     """Of the batch: the number of positives; else a moving average that starts at 100."""
     losses, positives = {}, 0.0
     for normalizer in ("batch", "ema"):
-        model = make_retinanet(loss_normalizer=normalizer).train()
+        model = make_model("retinanet", loss_normalizer=normalizer).train()
         torch.manual_seed(0)
         with EventStorage() as storage:
             losses[normalizer] = model(records)
@@ -257,4 +255,4 @@ def test_the_loss_normalizer(records: list[dict[str, Any]]) -> None:
         ratio = losses["batch"][key] / losses["ema"][key]
         assert ratio.item() == pytest.approx(average / positives, rel=1e-4)
     with pytest.raises(ConfigError, match="ema, batch"):
-        make_retinanet(loss_normalizer="mean")
+        make_model("retinanet", loss_normalizer="mean")

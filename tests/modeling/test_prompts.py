@@ -238,6 +238,14 @@ def move_double(text: PromptedTextEncoder) -> None:
     text.double()
 
 
+def round_to_half(text: PromptedTextEncoder) -> None:
+    text.half().float()
+
+
+def round_in_parent(text: PromptedTextEncoder) -> None:
+    nn.Sequential(text).half().float()
+
+
 def load_into_parent(text: PromptedTextEncoder) -> None:
     state = {f"0.{k}": v + 0.01 for k, v in text.state_dict().items()}
     nn.Sequential(text).load_state_dict(state)
@@ -264,6 +272,8 @@ def change_vocabulary(text: PromptedTextEncoder) -> None:
     "change",
     [
         move_double,
+        round_to_half,
+        round_in_parent,
         load_into_parent,
         load_into_tower,
         assign_weights,

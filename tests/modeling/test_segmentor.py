@@ -10,59 +10,41 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN
 from torch import Tensor, nn
 
-from densedet.clip import build_text_encoder, build_visual
-from densedet.clip.tiny import build_tiny_clip
 from densedet.errors import ConfigError, VocabularyError
-from densedet.modeling.backbone import AlignedResNet
-from densedet.modeling.backbone.guided import GuidedBackbone
-from densedet.modeling.guidance import (
-    ContextDecoder,
-    DenseCLIP,
-    PixelScoreLoss,
-    PromptedTextEncoder,
-)
+from densedet.modeling.backbone import AlignedResNet, TimmBackbone
+from densedet.modeling.guidance import PixelScoreLoss
 from densedet.modeling.meta_arch import Segmentor
 from densedet.modeling.sem_seg_head import SegmentationHead
 from densedet.modeling.sliding_window import slide, windows
 from densedet.modeling.test_time_augmentation import SemanticTTA
 from densedet.vocabulary import Vocabulary
 
-EMBED, CHANNELS = 16, 8
+CHANNELS = 8
 WORDS = Vocabulary.from_names(["sky", "road", "tree"])
-CLIP = {
-    "embed_dim": EMBED,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
-    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
-def make_bottom_up(guided: bool) -> Any:
-    torch.manual_seed(0)
-    clip = build_tiny_clip(CLIP)
-    for name, weight in clip.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # open_clip starts them at zero
-            nn.init.ones_(weight)
-    trunk = AlignedResNet(build_visual(clip), aligned=guided)
-    if not guided:
-        return trunk
-    text = PromptedTextEncoder(build_text_encoder(clip), WORDS, num_contexts=4, class_tokens=5)
-    decoder = ContextDecoder(EMBED, width=16, heads=2, layers=1)
-    guidance = DenseCLIP(text, decoder, PixelScoreLoss(), embed_dim=EMBED)
-    return GuidedBackbone(trunk, guidance)
+@pytest.fixture
+def make_model(make_guided: Any) -> Callable[..., Segmentor]:
+    """``make_model(guided=True, classes=3, guidance={}, **kwargs)``: ``guidance`` of
+    `make_guided`."""
 
+    def make(
+        guided: bool = True, classes: int = 3, guidance: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Segmentor:
+        bottom_up = make_guided(WORDS, PixelScoreLoss(), **(guidance or {}))
+        if not guided:
+            bottom_up = AlignedResNet(bottom_up.trunk.visual, aligned=False)
+        names = ["res2", "res3", "res4", "res5"]
+        shapes = {f"p{i}": ShapeSpec(channels=CHANNELS, stride=2**i) for i in (2, 3, 4, 5)}
+        head = SegmentationHead(
+            input_shape=shapes, num_classes=classes, conv_dims=CHANNELS, common_stride=4, norm="BN"
+        )
+        settings = {"window": 64, "window_stride": 43, **kwargs}
+        if not guided:
+            settings.setdefault("vocabulary", WORDS)
+        return Segmentor(backbone=FPN(bottom_up, names, CHANNELS), sem_seg_head=head, **settings)
 
-def make_model(guided: bool = True, classes: int = 3, **kwargs: Any) -> Segmentor:
-    bottom_up = make_bottom_up(guided)
-    names = ["res2", "res3", "res4", "res5"]
-    shapes = {f"p{i}": ShapeSpec(channels=CHANNELS, stride=2**i) for i in (2, 3, 4, 5)}
-    head = SegmentationHead(
-        input_shape=shapes, num_classes=classes, conv_dims=CHANNELS, common_stride=4, norm="BN"
-    )
-    backbone = FPN(bottom_up, names, CHANNELS)
-    settings = {"window": 64, "window_stride": 43, **kwargs}
-    if not guided:
-        settings.setdefault("vocabulary", WORDS)
-    return Segmentor(backbone=backbone, sem_seg_head=head, **settings)
+    return make
 
 
 def record(rows: int, columns: int, seed: int = 0, **extra: Any) -> dict[str, Any]:
@@ -74,7 +56,7 @@ def record(rows: int, columns: int, seed: int = 0, **extra: Any) -> dict[str, An
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_training_step(guided: bool) -> None:
+def test_a_training_step(make_model: Any, guided: bool) -> None:
     model = make_model(guided).train()
     losses = model([record(64, 64), record(40, 50, seed=1)])
     assert set(losses) == ({"loss_sem_seg", "loss_aux"} if guided else {"loss_sem_seg"})
@@ -92,7 +74,27 @@ def test_a_training_step(guided: bool) -> None:
         assert model.backbone.bottom_up.visual.tower.layer4[0].conv1.weight.grad.any()
 
 
-def test_training_pads_to_the_window() -> None:
+GUIDANCES: dict[str, dict[str, Any]] = {
+    "post": {},
+    "pre": {"prompting": "pre"},
+    "no decoder": {"decoder": False},
+    "timm": {"trunk": lambda: TimmBackbone("resnet18", embed_dim=16, grid=2)},
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", *GUIDANCES])
+def test_every_parameter_learns(make_model: Any, kind: str, without_gradient: Any) -> None:
+    options = dict(GUIDANCES.get(kind, {}))
+    if "trunk" in options:
+        options["trunk"] = options["trunk"]()
+    model = make_model(kind != "plain", guidance=options).train()
+    losses = model([record(64, 64), record(40, 50, seed=1)])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert without_gradient(model) == []
+
+
+def test_training_pads_to_the_window(make_model: Any) -> None:
     """Images with 0 after normalisation, labels with the ignored value."""
     model = make_model(window=96, window_stride=64).train()
     seen: list[Tensor] = []
@@ -111,7 +113,7 @@ def test_training_pads_to_the_window() -> None:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_no_valid_pixel(guided: bool) -> None:
+def test_no_valid_pixel(make_model: Any, guided: bool) -> None:
     """The losses of a batch without any valid pixel are 0 and have finite gradients."""
     model = make_model(guided).train()
     empty = record(50, 40)
@@ -124,7 +126,7 @@ def test_no_valid_pixel(guided: bool) -> None:
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("source", ["head", "scores"])
-def test_evaluation_gives_the_size_of_the_file(guided: bool, source: Any) -> None:
+def test_evaluation_gives_the_size_of_the_file(make_model: Any, guided: bool, source: Any) -> None:
     if source == "scores" and not guided:
         with pytest.raises(ConfigError, match="no guidance"):
             make_model(guided, predict_from=source)
@@ -136,7 +138,7 @@ def test_evaluation_gives_the_size_of_the_file(guided: bool, source: Any) -> Non
     assert all(x["sem_seg"].isfinite().all() and x["sem_seg"].std() > 0 for x in outputs)
 
 
-def test_one_window_is_a_plain_forward_pass() -> None:
+def test_one_window_is_a_plain_forward_pass(make_model: Any) -> None:
     model = make_model().eval()
     one = record(64, 64)
     with torch.no_grad():
@@ -146,7 +148,7 @@ def test_one_window_is_a_plain_forward_pass() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_windows_are_averaged_and_then_resized() -> None:
+def test_windows_are_averaged_and_then_resized(make_model: Any) -> None:
     model = make_model().eval()
     one = record(80, 100, height=40, width=50)
     with torch.no_grad():
@@ -159,7 +161,7 @@ def test_windows_are_averaged_and_then_resized() -> None:
 
 
 @pytest.mark.parametrize("source", ["head", "scores"])
-def test_small_pictures_are_padded_to_the_stride_alone(source: Any) -> None:
+def test_small_pictures_are_padded_to_the_stride_alone(make_model: Any, source: Any) -> None:
     model = make_model(predict_from=source, window=128, window_stride=85).eval()
     seen: list[Tensor] = []
     trunk = model.guided.trunk
@@ -171,7 +173,9 @@ def test_small_pictures_are_padded_to_the_stride_alone(source: Any) -> None:
     assert found.shape == (3, 33, 70)
 
 
-def test_the_scores_are_the_guidance_alone(count_calls: Callable[[nn.Module], list[int]]) -> None:
+def test_the_scores_are_the_guidance_alone(
+    make_model: Any, count_calls: Callable[[nn.Module], list[int]]
+) -> None:
     model = make_model(predict_from="scores").eval()
     neck, head = count_calls(model.backbone), count_calls(model.sem_seg_head)
     one = record(64, 64)
@@ -184,7 +188,7 @@ def test_the_scores_are_the_guidance_alone(count_calls: Callable[[nn.Module], li
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_the_scores_follow_any_vocabulary() -> None:
+def test_the_scores_follow_any_vocabulary(make_model: Any) -> None:
     model = make_model(predict_from="scores").eval()
     one = record(64, 64)
     with torch.no_grad():
@@ -203,7 +207,7 @@ def test_the_scores_follow_any_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_the_head_refuses_another_vocabulary(guided: bool) -> None:
+def test_the_head_refuses_another_vocabulary(make_model: Any, guided: bool) -> None:
     model = make_model(guided).eval()
     holders = "FPN and the classifier hold" if guided else "the classifier holds"
     for names in (["sky", "road"], ["road", "sky", "tree"], ["sky", "road", "tree", "cat"]):
@@ -219,7 +223,14 @@ def test_the_head_refuses_another_vocabulary(guided: bool) -> None:
         assert model([record(40, 40)])[0]["sem_seg"].shape == (3, 40, 40)
 
 
-def test_a_guidance_with_other_labels_is_noticed() -> None:
+def test_a_name_over_the_budget_changes_nothing(make_model: Any) -> None:
+    model = make_model().eval()
+    with pytest.raises(VocabularyError, match="class_tokens"):
+        model.set_vocabulary(Vocabulary.parse("sky,the wide blue heaven above;road;tree"))
+    assert model.vocabulary == model.guided.guidance.vocabulary == WORDS
+
+
+def test_a_guidance_with_other_labels_is_noticed(make_model: Any) -> None:
     """The same number of channels, so that nothing else would."""
     model = make_model().eval()
     model.guided.guidance.set_vocabulary(Vocabulary.from_names(["cat", "dog", "cow"]))
@@ -228,6 +239,7 @@ def test_a_guidance_with_other_labels_is_noticed() -> None:
 
 
 def test_windows_and_pictures_share_the_text(
+    make_model: Any,
     count_calls: Callable[[nn.Module], list[int]],
 ) -> None:
     model = make_model(tta=SemanticTTA(scales=(1.0, 1.5), short=64, long=128)).eval()
@@ -239,7 +251,7 @@ def test_windows_and_pictures_share_the_text(
     assert len(trunk) > 8  # windows of two pictures at two scales, mirrored
 
 
-def test_augmentation_at_test_time_gives_probabilities() -> None:
+def test_augmentation_at_test_time_gives_probabilities(make_model: Any) -> None:
     plain = make_model().eval()
     model = make_model(tta=SemanticTTA(scales=(1.0,), flip=False, short=64, long=100)).eval()
     one = record(64, 100)
@@ -253,7 +265,7 @@ def test_augmentation_at_test_time_gives_probabilities() -> None:
     assert torch.allclose(both, (expected + flipped) / 2, atol=1e-5)
 
 
-def test_the_vocabulary_is_that_of_the_guidance() -> None:
+def test_the_vocabulary_is_that_of_the_guidance(make_model: Any) -> None:
     assert make_model().vocabulary == WORDS
     assert make_model(vocabulary=WORDS).vocabulary == WORDS
     with pytest.raises(ConfigError, match="not that of the guidance"):
@@ -270,18 +282,18 @@ def test_the_vocabulary_is_that_of_the_guidance() -> None:
         ({"predict_from": "neck"}, "head, scores"),
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(make_model: Any, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_model(**wrong)
 
 
-def test_it_is_built_on_the_meta_device() -> None:
+def test_it_is_built_on_the_meta_device(make_model: Any) -> None:
     with torch.device("meta"):
         model = make_model()
     assert all(p.is_meta for p in model.parameters())
 
 
-def test_a_state_dict_has_every_weight_once() -> None:
+def test_a_state_dict_has_every_weight_once(make_model: Any) -> None:
     model = make_model()
     names = list(model.state_dict())
     assert "backbone.bottom_up.guidance.text.contexts" in names

@@ -56,6 +56,19 @@ def test_scales_keep_the_aspect_ratio_within_both_limits() -> None:
     assert sizes == [(3, 30, 42)]  # 40 * 0.75 = 30: as it is
 
 
+def test_a_thin_picture_keeps_a_pixel() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def segment(image: Tensor) -> Tensor:
+        sizes.append(tuple(image.shape))
+        return torch.zeros(2, 1, 700)
+
+    SemanticTTA(scales=(0.5, 1.0), flip=False, short=64, long=256)(
+        segment, {"image": picture(1, 700)}
+    )
+    assert sizes == [(3, 1, 128), (3, 1, 256)]
+
+
 def test_every_scale_has_the_same_weight() -> None:
     """The model tells which scale it sees; 1 of 2 scales votes for class 0, the other for 1."""
 

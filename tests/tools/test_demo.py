@@ -114,6 +114,7 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"vocabulary": "red star;red star"}, "red star"),
         ({"weights": "absent.pth"}, "absent.pth"),
         ({"config": "absent.py"}, "absent.py"),
+        ({"config": "projects/denseclip/configs/quickstart.py"}, "Segmentor is no detector"),
         ({"show": "green star"}, "green star"),
         ({"threshold": "2"}, "--score-threshold"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),

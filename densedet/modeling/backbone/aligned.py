@@ -118,7 +118,8 @@ class AlignedViT(_ClipTrunk):
     Args:
         visual: the tower, see `densedet.clip.create_aligned_visual`; it is taken over: all its
             parameters are set to train.
-        aligned: give the embeddings; False deletes the final norm and the projection.
+        aligned: give the embeddings; False deletes the final norm, the projection and the blocks
+            behind the last tap.
         taps: blocks, from the finest level to the coarsest.
         scales: resize factor of each tap: 4, 2, 1, 0.5 or 0.25.
         drop_path: stochastic depth (arXiv 1603.09382) in training: the probability that an image
@@ -150,6 +151,8 @@ class AlignedViT(_ClipTrunk):
         channels = [visual.tap_channels[name] for name in taps]
         strides = [_divide(visual.stride, scale) for scale in scales]
         super().__init__(visual, aligned, channels, strides)
+        if not aligned:
+            visual.drop_blocks_after(taps)
         self._taps = tuple(taps)
         self.levels = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(1, width), *resize_layers(scale, width, norm))

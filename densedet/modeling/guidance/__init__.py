@@ -3,12 +3,7 @@
 from densedet.modeling.guidance.base import Guidance, Guided
 from densedet.modeling.guidance.decoder import ContextDecoder
 from densedet.modeling.guidance.denseclip import DenseCLIP
-from densedet.modeling.guidance.losses import (
-    BoxScoreLoss,
-    PixelScoreLoss,
-    box_targets,
-    pixel_cross_entropy,
-)
+from densedet.modeling.guidance.losses import BoxScoreLoss, PixelScoreLoss, box_targets
 from densedet.modeling.guidance.prompts import PromptedTextEncoder
 from densedet.modeling.guidance.scores import score_map
 
@@ -21,6 +16,5 @@ __all__ = [
     "PixelScoreLoss",
     "PromptedTextEncoder",
     "box_targets",
-    "pixel_cross_entropy",
     "score_map",
 ]

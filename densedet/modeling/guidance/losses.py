@@ -1,39 +1,13 @@
 """Direct supervision of the score map: pixels by their labels, locations by boxes."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from densedet.errors import ConfigError
-
-Mean = Literal["valid", "all"]
-
-
-def pixel_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_value: int = 255, mean: Mean = "valid"
-) -> Tensor:
-    """Cross-entropy of logits, resized bilinearly to the labels.
-
-    Args:
-        logits: [B, K, h, w].
-        labels: int64 [B, H, W], 0 .. K - 1 or ``ignore_value``.
-        ignore_value: pixels of this label cost nothing.
-        mean: over the "valid" pixels, or over "all", ignored ones included.
-
-    Returns:
-        A scalar in fp32; 0 if no pixel is valid.
-    """
-    logits = F.interpolate(
-        logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
-    )
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_value, reduction="sum")
-    if mean == "all":
-        return total / labels.numel()
-    return total / (labels != ignore_value).sum().clamp(min=1)
+from densedet.modeling.pixel_loss import Mean, check_mean, pixel_cross_entropy
 
 
 class PixelScoreLoss(nn.Module):
@@ -42,8 +16,8 @@ class PixelScoreLoss(nn.Module):
     Args:
         weight: factor of the loss.
         ignore_value: label of pixels that cost nothing.
-        mean: "valid" averages over the labelled pixels; "all" over all pixels, as the released
-            models were trained.
+        mean: "valid" averages over the labelled pixels; "all" over all pixels, as the
+            published code does.
 
     Raises:
         ConfigError: there is no such mean.
@@ -51,8 +25,7 @@ class PixelScoreLoss(nn.Module):
 
     def __init__(self, weight: float = 0.4, ignore_value: int = 255, mean: Mean = "valid") -> None:
         super().__init__()
-        if mean not in ("valid", "all"):
-            raise ConfigError(f'mean must be "valid" or "all", not {mean!r}')
+        check_mean(mean)
         self.weight = weight
         self.ignore_value = ignore_value
         self.mean: Mean = mean

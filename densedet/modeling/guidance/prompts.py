@@ -1,5 +1,6 @@
 """Class names with learned contexts before them, through a frozen text tower."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from densedet.clip import TextEncoder
 from densedet.clip.text import tokenize_whole
 from densedet.errors import VocabularyError
-from densedet.modeling.guidance.scores import full_precision
+from densedet.modeling.scores import full_precision
 from densedet.vocabulary import Vocabulary, render_prompts
 
 
@@ -28,8 +29,8 @@ class PromptedTextEncoder(nn.Module):
         context_std: standard deviation of the initial contexts, a normal distribution cut at twice
             that. DenseCLIP's 1.0 is some 50 times that of the token embeddings; CoOp has 0.02.
         frozen: keep the tower in eval mode and its weights without gradient, which still reaches
-            the contexts. False trains the tower (DenseCLIP's released segmentation models did, by
-            the floor of their learning rate).
+            the contexts. False trains the tower, which follows for segmentation from DenseCLIP's
+            published schedule: its floor lifts a learning rate of 0.
 
     Attributes:
         contexts: [1, N, width] parameter.
@@ -114,6 +115,11 @@ class PromptedTextEncoder(nn.Module):
             self._cached = None
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PromptedTextEncoder":
+        self._cached = None  # e.g. half() and float() round a weight that stays the same object
+        super()._apply(fn, recurse)
+        return self
+
     def forward(self, contexts: Tensor | None = None) -> Tensor:
         """Embed the vocabulary.
 
@@ -136,9 +142,10 @@ class PromptedTextEncoder(nn.Module):
         return self._cached[1]
 
     def _state_of_weights(self) -> tuple[Any, ...]:
-        """Changes with every assignment, move and change in place of a weight, loading included.
+        """Changes with every assignment and change in place of a weight, loading included.
 
-        Only a write through ``.data`` leaves no trace; `train` drops the embeddings in any case.
+        A write through ``.data`` leaves no trace, nor do moves that end where they began. `train`
+        drops the embeddings in any case, and so do moves of this module and of its parents.
         """
         return tuple(
             (id(p), p.device, p.dtype, 0 if p.is_inference() else p._version)

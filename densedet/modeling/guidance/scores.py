@@ -1,15 +1,10 @@
 """Score maps: how similar every location is to every category."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off; the meta device, on which models are only measured, has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+from densedet.modeling.scores import full_precision, max_over_groups
 
 
 def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> Tensor:
@@ -29,6 +24,4 @@ def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> 
         cosines = torch.einsum("beyx,bpe->bpyx", locations, F.normalize(text.float(), dim=2))
     if len(groups) == num_classes:
         return cosines  # groups ascend, so every name is a category of its own
-    start = cosines.new_full((len(cosines), num_classes, *cosines.shape[2:]), -2.0)
-    index = groups[:, None, None].expand_as(cosines)
-    return start.scatter_reduce(1, index, cosines, reduce="amax", include_self=False)
+    return max_over_groups(cosines, groups, num_classes)

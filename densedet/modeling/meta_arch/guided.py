@@ -10,24 +10,10 @@ from torch import nn
 
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
-from densedet.modeling.backbone.statistics import image_statistics
+from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.vocabulary import Vocabulary
 
 Normalizer = Literal["ema", "batch"]
-
-
-def fill_statistics(
-    backbone: Backbone, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Sequence[float], Sequence[float]]:
-    """What is given, and else the image statistics of the backbone's weights, RGB in 0..255.
-
-    Raises:
-        ConfigError: they are needed, and the backbone has none.
-    """
-    if mean is not None and std is not None:
-        return mean, std
-    own_mean, own_std = image_statistics(backbone)
-    return own_mean if mean is None else mean, own_std if std is None else std
 
 
 def check_num_classes(vocabulary: Vocabulary, num_classes: int) -> None:
@@ -145,7 +131,8 @@ class GuidedRetinaNet(GuidedDetector, RetinaNet):
 
     Args:
         loss_normalizer: the losses are divided by the number of positive anchors: its moving
-            average ("ema", Detectron2's) or that of the batch ("batch", as DenseCLIP was trained).
+            average ("ema", Detectron2's) or that of the batch ("batch", as
+            DenseCLIP's published code has it).
         **kwargs: as of `GuidedDetector` and `RetinaNet`.
 
     Raises:

@@ -8,7 +8,7 @@ from detectron2.structures import ImageList, Instances
 
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError
-from densedet.modeling.backbone.statistics import image_statistics
+from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.vocabulary import Vocabulary
 
 
@@ -35,11 +35,8 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
         pixel_std: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if pixel_mean is None or pixel_std is None:
-            mean, std = image_statistics(backbone)
-            pixel_mean = mean if pixel_mean is None else pixel_mean
-            pixel_std = std if pixel_std is None else pixel_std
-        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, **kwargs)
+        mean, std = fill_statistics(backbone, pixel_mean, pixel_std)
+        super().__init__(backbone=backbone, pixel_mean=mean, pixel_std=std, **kwargs)
         self.embedder = embedder
         self.set_vocabulary(vocabulary)
 

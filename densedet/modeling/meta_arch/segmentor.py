@@ -12,7 +12,8 @@ from torch import Tensor
 
 from densedet.errors import ConfigError
 from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
-from densedet.modeling.meta_arch.guided import check_labels, check_num_classes, fill_statistics
+from densedet.modeling.backbone.statistics import fill_statistics
+from densedet.modeling.meta_arch.guided import check_labels, check_num_classes
 from densedet.modeling.sliding_window import check_windows, slide
 from densedet.modeling.test_time_augmentation import Segment
 from densedet.vocabulary import Vocabulary
@@ -113,9 +114,10 @@ class Segmentor(SemanticSegmentor):
         guided = self.guided
         if self.predict_from == "head":
             self._check(vocabulary)
-            self._vocabulary = vocabulary
         if guided is not None and vocabulary != guided.guidance.vocabulary:
             guided.guidance.set_vocabulary(vocabulary)
+        if self.predict_from == "head":  # last: the guidance may refuse a name
+            self._vocabulary = vocabulary
 
     def _check(self, vocabulary: Vocabulary) -> None:
         check_labels(

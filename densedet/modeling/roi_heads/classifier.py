@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings
 from densedet.errors import VocabularyError
-from densedet.modeling.guidance.scores import full_precision
+from densedet.modeling.scores import full_precision, max_over_groups
 
 
 class CosineClassifier(nn.Module):
@@ -85,9 +85,7 @@ class CosineClassifier(nn.Module):
         cosines = _cosines(embeddings, self.vectors)
         if self._row_per_class:
             return cosines
-        start = cosines.new_full((len(cosines), self.num_classes), -2.0)
-        index = self.groups.expand(len(cosines), -1)
-        return start.scatter_reduce(1, index, cosines, reduce="amax", include_self=False)
+        return max_over_groups(cosines, self.groups, self.num_classes)
 
     def background_cosine(self, embeddings: Tensor) -> Tensor:
         """(R, D) -> (R, 1), fp32: cosine with the background vector."""
