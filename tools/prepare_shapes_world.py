@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from densedet import model_zoo
 from densedet.cli import ToolParser, run_tool
-from densedet.data.shapes_world import ShapesWorldRecipe, read_recipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, read_recipe, write_shapes_world
 from densedet.errors import DensedetError
 from densedet.evaluation.report import (
     build_report,

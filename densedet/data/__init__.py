@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         register_ade20k,
         register_semantic_format,
     )
-    from densedet.data.semantic_mapper import SemanticMapper
+    from densedet.data.semantic_mapper import LabelReader, SemanticMapper
     from densedet.data.transforms import (
         PhotometricDistortion,
         ResizeToFit,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DetectionMapper",
+    "LabelReader",
     "PhotometricDistortion",
     "RegionMapper",
     "RegionTruthMapper",
@@ -63,6 +64,7 @@ __all__ = [
 
 _MODULES = {
     "DetectionMapper": "mapper",
+    "LabelReader": "semantic_mapper",
     "PhotometricDistortion": "transforms",
     "RegionMapper": "region_mapper",
     "RegionTruthMapper": "region_truth",

@@ -57,6 +57,17 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
     )
 
 
+def label_map_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a label map, from its header alone; pixels.
+
+    Raises:
+        ImageError: the file is missing or is not an image.
+    """
+    name = os.fspath(path)
+    with _reading(name), Image.open(name) as image:
+        return image.height, image.width
+
+
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Turn what Pillow raises on a bad file into ``ImageError``."""

@@ -6,12 +6,16 @@ pixels that count nowhere. It has the path of its image below another folder, wi
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densedet.data.annotation_file import datasets_root
+from densedet.data.images import read_label_map
 from densedet.data.registration import is_registered
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
@@ -113,6 +117,7 @@ def register_semantic_format(
     vocabulary: Vocabulary,
     hint: str = "",
     label_hint: str = "",
+    check: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> None:
     """Register images with label maps; the folders are read when the data set is loaded.
 
@@ -122,6 +127,7 @@ def register_semantic_format(
     Args:
         name: name in Detectron2's catalogs.
         image_root, label_root, vocabulary, hint, label_hint: see :func:`load_semantic_format`.
+        check: called with the records when the data set is loaded; raises DatasetError.
 
     Raises:
         DatasetError: the name is taken by another data set. The same call twice is fine. On
@@ -134,9 +140,14 @@ def register_semantic_format(
     }
     if is_registered(name, arguments):
         return
-    DatasetCatalog.register(
-        name, lambda: load_semantic_format(image_root, label_root, vocabulary, hint, label_hint)
-    )
+
+    def load() -> list[dict[str, Any]]:
+        records = load_semantic_format(image_root, label_root, vocabulary, hint, label_hint)
+        if check is not None:
+            check(records)
+        return records
+
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         stuff_classes=list(vocabulary.labels),
         vocabulary=vocabulary,
@@ -159,15 +170,29 @@ def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
             ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
 
     Raises:
-        DatasetError: one of the names is taken by another data set.
+        DatasetError: one of the names is taken by another data set. On loading: as
+            :func:`load_semantic_format`; the first label map is not what the preparation makes of
+            the one in the folder ``annotations``, where that is still there.
     """
     folder = datasets_root(root) / _ADE20K
     for part, subfolder in (("train", "training"), ("val", "validation")):
+        prepared = folder / "annotations_detectron2" / subfolder
         register_semantic_format(
             f"ade20k_150_{part}",
             folder / "images" / subfolder,
-            folder / "annotations_detectron2" / subfolder,
+            prepared,
             Vocabulary.named("ade20k_150_denseclip"),
             hint=_ADE20K_HINT,
             label_hint=_ADE20K_LABELS,
+            check=partial(_check_prepared, prepared, folder / "annotations" / subfolder),
         )
+
+
+def _check_prepared(prepared: Path, source: Path, records: list[dict[str, Any]]) -> None:
+    """Compare the first label map with its source: labels that were copied look much alike."""
+    path = Path(records[0]["sem_seg_file_name"])
+    raw = source / path.relative_to(prepared)
+    if not raw.is_file():
+        return
+    if not np.array_equal(read_label_map(path), read_label_map(raw) - np.uint8(1)):  # 0 -> 255
+        raise DatasetError(f"label map {path} was not prepared from {raw}: {_ADE20K_LABELS}")

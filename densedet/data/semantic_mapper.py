@@ -1,15 +1,57 @@
-"""From a record with a label map to the input of a semantic segmentation model."""
+"""From a record with a label map to the input of a semantic segmentation model; label maps."""
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from numpy.typing import DTypeLike
 
-from densedet.data.images import check_image_size, read_image, read_label_map
+from densedet.data.images import check_image_size, label_map_size, read_image, read_label_map
 from densedet.errors import ConfigError, DatasetError
+
+
+class LabelReader:
+    """Reads label maps and refuses labels that are no class.
+
+    Also for ``SemSegEvaluator``, as its ``sem_seg_loading_fn``: without it labels that were not
+    prepared give a wrong figure, since the evaluator counts the label ``num_classes`` as ignored.
+
+    Args:
+        num_classes: labels are below it, except ``ignore_value``.
+        ignore_value: label of the pixels that count nowhere.
+
+    Raises:
+        ConfigError: ``ignore_value`` is the index of a class, or no 8-bit label.
+    """
+
+    def __init__(self, num_classes: int, ignore_value: int = 255) -> None:
+        if not 0 < num_classes <= ignore_value <= 255:
+            raise ConfigError(
+                f"ignore_value={ignore_value} is a label of the {num_classes} classes, or above "
+                "255; give one between"
+            )
+        self.num_classes, self.ignore_value = num_classes, ignore_value
+
+    def __call__(self, path: str | os.PathLike[str], dtype: DTypeLike = np.uint8) -> np.ndarray:
+        """Read a label map: [H, W] of ``dtype``, writable.
+
+        Raises:
+            ImageError: the file is missing, truncated or not an image.
+            DatasetError: it is not 8-bit, or has a label that is no class.
+        """
+        labels = read_label_map(path)
+        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_value)]
+        if wrong.size:
+            raise DatasetError(
+                f"label map {os.fspath(path)} has the label {wrong.max()}, which is none of the "
+                f"{self.num_classes} classes (0 to {self.num_classes - 1}) and not the ignored "
+                f"{self.ignore_value}; were the labels prepared?"
+            )
+        return labels.astype(dtype, copy=False)
 
 
 class SemanticMapper:
@@ -18,11 +60,10 @@ class SemanticMapper:
     Args:
         is_train: whether to read label maps.
         augmentations: applied in order, see :mod:`densedet.data.transforms`.
-        num_classes: labels are below it, except ``ignore_value``.
-        ignore_value: label of the pixels that count nowhere.
+        num_classes, ignore_value: see :class:`LabelReader`.
 
     Raises:
-        ConfigError: ``ignore_value`` is the index of a class, or no 8-bit label.
+        ConfigError: as :class:`LabelReader`.
     """
 
     def __init__(
@@ -32,20 +73,16 @@ class SemanticMapper:
         num_classes: int,
         ignore_value: int = 255,
     ) -> None:
-        if not 0 < num_classes <= ignore_value <= 255:
-            raise ConfigError(
-                f"ignore_value={ignore_value} is a label of the {num_classes} classes, or above "
-                "255; give one between"
-            )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
-        self.num_classes, self.ignore_value = num_classes, ignore_value
+        self.read_labels = LabelReader(num_classes, ignore_value)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one record.
 
         Args:
-            dataset_dict: with "file_name" and, in training, "sem_seg_file_name"; not modified.
+            dataset_dict: with "file_name" and "sem_seg_file_name"; not modified. In testing the
+                label map may be absent; only the size of one that is there is looked at.
 
         Returns:
             The record with "image", (3, H, W) uint8 RGB, and in training "sem_seg", (H, W) int64.
@@ -61,7 +98,9 @@ class SemanticMapper:
         height, width = image.shape[:2]
         check_image_size(record, width, height)
         record["width"], record["height"] = width, height
-        labels = self._labels(record, (height, width)) if self.is_train else None
+        if "sem_seg_file_name" in record:
+            _check_label_size(record, (height, width))
+        labels = self.read_labels(record["sem_seg_file_name"]) if self.is_train else None
         aug_input = T.AugInput(image, sem_seg=labels)
         self.augmentations(aug_input)
         pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
@@ -70,21 +109,14 @@ class SemanticMapper:
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         return record
 
-    def _labels(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """Read and check a label map: [H, W] uint8."""
-        name = record["sem_seg_file_name"]
-        labels = read_label_map(name)
-        if labels.shape != size:
-            raise DatasetError(
-                f"label map {name} is {labels.shape[1]}x{labels.shape[0]} pixels (width x height), "
-                f"but its image {record['file_name']} is {size[1]}x{size[0]}; one of the two "
-                "belongs to another version of the data set"
-            )
-        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_value)]
-        if wrong.size:
-            raise DatasetError(
-                f"label map {name} has the label {wrong.max()}, which is none of the "
-                f"{self.num_classes} classes (0 to {self.num_classes - 1}) and not the ignored "
-                f"{self.ignore_value}; were the labels prepared?"
-            )
-        return labels
+
+def _check_label_size(record: dict[str, Any], size: tuple[int, int]) -> None:
+    """Compare the size of a label map with (H, W) of its image: Detectron2's evaluator does not."""
+    name = record["sem_seg_file_name"]
+    height, width = label_map_size(name)
+    if (height, width) != size:
+        raise DatasetError(
+            f"label map {name} is {width}x{height} pixels (width x height), but its image "
+            f"{record['file_name']} is {size[1]}x{size[0]}; one of the two belongs to another "
+            "version of the data set"
+        )

@@ -17,6 +17,11 @@ from densedet.weights import abbreviated, load_strictly, read_safetensors, read_
 
 logger = logging.getLogger(__name__)
 
+_CONVERT = (
+    "; if it is a released DenseCLIP, convert it for the model first: python "
+    "tools/convert_checkpoint.py RELEASED.pth OUTPUT.safetensors --config-file CONFIG"
+)
+
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with three differences.
@@ -114,7 +119,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     bad = [str(k) for k, v in data["model"].items() if not isinstance(v, Tensor)]
     if bad or not data["model"]:
         found = f"entries that are not tensors ({abbreviated(bad)})" if bad else "no weights"
-        raise CheckpointError(f"{path} is not a state dict: it has {found}")
+        remedy = _CONVERT if isinstance(data["model"].get("state_dict"), Mapping) else ""
+        raise CheckpointError(f"{path} is not a state dict: it has {found}{remedy}")
     return data
 
 

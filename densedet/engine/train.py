@@ -15,27 +15,25 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase, create_ddp_model, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densedet import compat
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build, load_config
+from densedet.engine.distributed import distribute, synchronise_batch_norm
 from densedet.engine.hooks import (
     EvalHook,
     PeriodicCheckpointer,
@@ -48,10 +46,10 @@ from densedet.engine.launch import resolve_device
 from densedet.engine.options import TrainOptions, train_options
 from densedet.engine.schedule import PolyFloor
 from densedet.engine.trainer import Trainer, check_precision
+from densedet.engine.vocabulary_check import check_vocabulary
 from densedet.engine.writers import build_writers
 from densedet.errors import ConfigError
 from densedet.files import atomic_path
-from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     check_vocabulary(cfg, model, "test")
     loader = build(cfg.dataloader.train, "dataloader.train")
     trainer = Trainer(
-        _distributed(model, device, options.ddp),
+        distribute(model, device, options.ddp),
         loader,
         _build_optimizer(cfg, model),
         device=device,
@@ -187,48 +185,6 @@ def do_test(
     return dict(results)
 
 
-def check_vocabulary(cfg: DictConfig, model: nn.Module, part: str) -> None:
-    """Check that ``model`` numbers its classes as the data sets of ``dataloader.{part}`` do.
-
-    Only where both have a vocabulary: the model as ``vocabulary``, the data set in its metadata.
-
-    Args:
-        part: "train" (labels and seen flags must agree) or "test" (labels only).
-
-    Raises:
-        ConfigError: they differ.
-    """
-    own = getattr(model, "vocabulary", None)
-    node: Any = cfg.dataloader
-    for key in (part, "dataset", "names"):
-        node = node.get(key) if isinstance(node, DictConfig) else None
-    if not isinstance(own, Vocabulary):
-        return
-    for name in [node] if isinstance(node, str) else node if isinstance(node, ListConfig) else []:
-        theirs = MetadataCatalog.get(name).get("vocabulary") if name in MetadataCatalog else None
-        if theirs is None:
-            continue
-        difference = _difference(own, theirs, seen=part == "train")
-        if difference:
-            raise ConfigError(
-                f"model.vocabulary ({len(own)} classes) is not that of the data set {name} "
-                f"({len(theirs)} classes) in dataloader.{part}: {difference}; set model.vocabulary "
-                "to the vocabulary of the data set"
-            )
-
-
-def _difference(model: Vocabulary, data: Vocabulary, seen: bool) -> str:
-    """Describe the first class that differs; "" if none does."""
-    for i, (ours, theirs) in enumerate(zip_longest(model, data)):
-        labels = [repr(c.label) if c else "nothing" for c in (ours, theirs)]
-        if labels[0] != labels[1]:
-            return f"class {i} is {labels[0]} in the model and {labels[1]} in the data"
-        if seen and ours and theirs and ours.seen != theirs.seen:
-            words = ["seen" if c.seen else "unseen" for c in (ours, theirs)]
-            return f"class {i} ({ours.label!r}) is {words[0]} in the model, {words[1]} in the data"
-    return ""
-
-
 def setup_logging(output_dir: str) -> None:
     """Log densedet, Detectron2 and fvcore to the console (rank 0) and ``{output_dir}/log.txt``.
 
@@ -280,58 +236,6 @@ def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
     missing = [f"{prefix}{key}" for key in keys if key not in cfg]
     if missing:
         raise ConfigError(f"the config has no {', '.join(missing)}")
-
-
-def _distributed(model: nn.Module, device: torch.device, options: Mapping[str, Any]) -> nn.Module:
-    check_sync_norm(model, device, comm.get_world_size())
-    kwargs = dict(options)
-    if device.type != "cuda":
-        kwargs["device_ids"] = None  # gloo; Detectron2 would pass the local rank
-    return create_ddp_model(model, **kwargs)
-
-
-def check_sync_norm(model: nn.Module, device: torch.device, world_size: int) -> None:
-    """Refuse ``torch.nn.SyncBatchNorm`` in several processes on the CPU, which it cannot do.
-
-    Raises:
-        ConfigError: the model has one, with its name.
-    """
-    if device.type != "cpu" or world_size == 1:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            raise ConfigError(
-                f"{name} is a SyncBatchNorm, which torch cannot train in {world_size} processes on "
-                "the CPU; set the norm to BN or GN, or use one process"
-            )
-
-
-def synchronise_batch_norm(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
-    """Have batch norms take their statistics over the batches of all processes, on CUDA.
-
-    Each (also timm's, which hold an activation) becomes a ``torch.nn.SyncBatchNorm`` with the same
-    parameters, buffers and names. One process has nothing to share, and on the CPU torch cannot:
-    there the model stays as it is. Frozen batch norms of Detectron2 are none.
-
-    Args:
-        model: changed in place, unless it is itself a batch norm.
-        device: of the training.
-        world_size: number of processes.
-
-    Returns:
-        The model.
-    """
-    if world_size == 1:
-        return model
-    if device.type != "cuda":
-        logger.warning(
-            "train.sync_batch_norm: on %s each of the %d processes has its own batch statistics",
-            device.type,
-            world_size,
-        )
-        return model
-    synchronised: nn.Module = convert_sync_batchnorm(model)
-    return synchronised
 
 
 def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,19 @@ class Vocabulary:
                 return f" (it is a prompt of {category.label!r})"
         close = get_close_matches(label, self.labels)
         return f" (close: {', '.join(map(repr, close))})" if close else ""
+
+    def first_difference(self, other: "Vocabulary") -> tuple[int, str, str] | None:
+        """Where the labels of two vocabularies differ first; None if they are the same.
+
+        Returns:
+            The index, the label here and the label in ``other``, quoted for a message; "nothing" if
+            there are no more.
+        """
+        for i, pair in enumerate(zip_longest(self.labels, other.labels)):
+            if pair[0] != pair[1]:
+                own, their = ("nothing" if label is None else repr(label) for label in pair)
+                return i, own, their
+        return None
 
     def of_kind(self, kind: Kind) -> "Vocabulary":
         """The categories of one kind, in the same order.

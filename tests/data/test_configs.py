@@ -16,7 +16,7 @@ from detectron2.structures import PolygonMasks
 from omegaconf import DictConfig
 from PIL import Image
 
-from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.evaluation import OpenVocabularyCOCOEvaluator
 from densedet.vocabulary import Vocabulary
 
@@ -180,7 +180,9 @@ def test_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | Non
     assert min(heights) < short == max(heights)
     ((sample,),) = list(instantiate(dataloader.test))
     assert sample["image"].shape == (3, short, round(short * 100 / 80)) and "sem_seg" not in sample
-    assert isinstance(instantiate(dataloader.evaluator), SemSegEvaluator)
+    evaluator = instantiate(dataloader.evaluator)
+    assert isinstance(evaluator, SemSegEvaluator)
+    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator._class_names) == 150
 
 
 def test_shapes_world_semantic(tmp_path: Path) -> None:
@@ -193,6 +195,8 @@ def test_shapes_world_semantic(tmp_path: Path) -> None:
         assert sample["image"].shape == (3, 160, 160)
         assert 0 <= sample["sem_seg"].min() <= sample["sem_seg"].max() < 70
     assert len(list(instantiate(config.dataloader.test))) == 1
+    evaluator = instantiate(config.dataloader.evaluator)
+    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator._class_names) == 70
 
 
 def test_the_size_is_set_in_one_place(layout: Path) -> None:

@@ -17,7 +17,7 @@ from densedet.data.region_labels import (
     label_file,
     read_boxes,
 )
-from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.errors import DatasetError, ImageError, VocabularyError
 from densedet.vocabulary import Vocabulary
 

@@ -8,7 +8,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from densedet.data import RegionTruthMapper, load_panoptic_format
-from densedet.data.shapes_world import ShapesWorldRecipe, register_shapes_world, write_shapes_world
+from densedet.data.shapes_world import register_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.errors import DatasetError, ImageError
 from densedet.vocabulary import Vocabulary
 

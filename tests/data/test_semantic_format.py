@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -107,6 +108,29 @@ def test_ade20k(tmp_path: Path, put: Callable[..., None], monkeypatch: pytest.Mo
         assert len(metadata.stuff_classes) == 150
         assert metadata.stuff_classes[0] == "wall"
         assert metadata.sem_seg_root == str(tmp_path / ADE / "annotations_detectron2" / folder)
+
+
+def test_ade20k_labels_that_were_copied(tmp_path: Path) -> None:
+    register_ade20k(tmp_path)
+    raw = np.array([[0, 1, 2], [3, 150, 1]], dtype=np.uint8)
+    folder = tmp_path / ADE
+    files = [
+        folder / name / "validation" / "1.png"
+        for name in ("images", "annotations", "annotations_detectron2")
+    ]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(raw).save(path)
+    for wrong in (raw, raw % 150, raw[:1]):
+        Image.fromarray(wrong).save(files[2])
+        message = r"detectron2/validation/1\.png was not prepared from .*annotations/validation/1"
+        with pytest.raises(DatasetError, match=f"{message}.*label 0 becomes 255"):
+            DatasetCatalog.get("ade20k_150_val")
+    Image.fromarray(np.array([[255, 0, 1], [2, 149, 0]], dtype=np.uint8)).save(files[2])
+    assert len(DatasetCatalog.get("ade20k_150_val")) == 1
+    files[1].unlink()
+    Image.fromarray(raw).save(files[2])
+    assert len(DatasetCatalog.get("ade20k_150_val")) == 1, "nothing to compare with"
 
 
 def test_ade20k_says_what_is_to_do(tmp_path: Path, put: Callable[..., None]) -> None:

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from densedet.data import PhotometricDistortion, ResizeToFit, SemanticMapper
+from densedet.data import LabelReader, PhotometricDistortion, ResizeToFit, SemanticMapper
 from densedet.errors import ConfigError, DatasetError, ImageError
 
 LABELS = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
@@ -50,14 +50,16 @@ def test_labels_are_not_mixed_by_resizing(record: dict[str, Any]) -> None:
     assert torch.equal(sample["sem_seg"], expected)
 
 
-def test_testing_reads_no_labels(record: dict[str, Any], tmp_path: Path) -> None:
+def test_testing_needs_no_labels(record: dict[str, Any], tmp_path: Path) -> None:
+    for given in (record, {"file_name": record["file_name"]}):
+        sample = SemanticMapper(False, [ResizeToFit(12, 8)], 4)(given)
+        assert "sem_seg" not in sample
+        assert sample["image"].shape == (3, 8, 12)
+        assert (sample["height"], sample["width"]) == (4, 6)
     (tmp_path / "labels.png").unlink()
-    sample = SemanticMapper(False, [ResizeToFit(12, 8)], 4)(record)
-    assert "sem_seg" not in sample
-    assert sample["image"].shape == (3, 8, 12)
-    assert (sample["height"], sample["width"]) == (4, 6)
-    with pytest.raises(ImageError, match=r"labels\.png does not exist"):
-        SemanticMapper(True, [], 4)(record)
+    for is_train in (True, False):
+        with pytest.raises(ImageError, match=r"labels\.png does not exist"):
+            SemanticMapper(is_train, [], 4)(record)
 
 
 def test_a_palette_image_gives_its_numbers(record: dict[str, Any], tmp_path: Path) -> None:
@@ -73,8 +75,9 @@ def test_a_palette_image_gives_its_numbers(record: dict[str, Any], tmp_path: Pat
 def test_labels_of_another_size(record: dict[str, Any], tmp_path: Path, shape: Any) -> None:
     Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(tmp_path / "labels.png")
     size = f"{shape[1]}x{shape[0]}"
-    with pytest.raises(DatasetError, match=rf"labels\.png is {size} .*a\.png is 6x4"):
-        SemanticMapper(True, [], 4)(record)
+    for is_train in (True, False):
+        with pytest.raises(DatasetError, match=rf"labels\.png is {size} .*a\.png is 6x4"):
+            SemanticMapper(is_train, [], 4)(record)
 
 
 def test_labels_that_are_no_class(record: dict[str, Any]) -> None:
@@ -82,6 +85,14 @@ def test_labels_that_are_no_class(record: dict[str, Any]) -> None:
         SemanticMapper(True, [], 3)(record)
     with pytest.raises(DatasetError, match="label 255, .* ignored 254; were the labels prepared"):
         SemanticMapper(True, [], 4, ignore_value=254)(record)
+
+
+def test_the_evaluator_writes_into_what_is_read(record: dict[str, Any]) -> None:
+    labels = LabelReader(4)(record["sem_seg_file_name"], dtype=int)
+    assert labels.dtype == np.int64 and labels[0, 0] == 255
+    labels[0, 0] = 4
+    assert np.array_equal(labels[1:], LABELS[1:])
+    assert LabelReader(4)(record["sem_seg_file_name"]).dtype == np.uint8
 
 
 @pytest.mark.parametrize("mode", ["RGB", "I;16", "1"])

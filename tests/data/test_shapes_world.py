@@ -11,14 +11,10 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from densedet.data import SemanticMapper
-from densedet.data.shapes_world import (
-    ShapesWorldRecipe,
-    read_recipe,
-    register_shapes_world,
-    write_shapes_world,
-)
+from densedet.data.shapes_world import register_shapes_world
 from densedet.data.shapes_world_render import COLOURS, KINDS, STUFF, draw_thing
 from densedet.data.shapes_world_scenes import make_pair, make_scene, write_caption
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, read_recipe, write_shapes_world
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.class_lists import shapes_world_words

@@ -110,6 +110,20 @@ def test_damaged_files_are_named(tmp_path):
         read_checkpoint(str(tmp_path / "absent.pth"))
 
 
+def test_a_released_checkpoint_has_to_be_converted(tmp_path):
+    file = tmp_path / "released.pth"
+    torch.save({"meta": {"CLASSES": ("wall",)}, "state_dict": {"a.weight": torch.ones(1)}}, file)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(str(file))
+    message = str(caught.value)
+    assert "released.pth is not a state dict" in message and "(meta, state_dict)" in message
+    assert "tools/convert_checkpoint.py RELEASED.pth OUTPUT.safetensors --config-file" in message
+    assert "\n" not in message
+    torch.save({"lr": 0.1}, file)
+    with pytest.raises(CheckpointError, match=r"not tensors \(lr\)$"):
+        read_checkpoint(str(file))
+
+
 def test_a_save_that_fails_leaves_the_former_file(tmp_path):
     model = _model()
     Checkpointer(model, str(tmp_path)).save("model_final", iteration=1)

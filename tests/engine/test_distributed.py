@@ -1,13 +1,18 @@
-"""Two processes on the CPU, started by torchrun, through the real tool."""
+"""Norms in several processes; two processes on the CPU, by torchrun through the real tool."""
 
 import json
 
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d, get_norm
+from timm.layers import BatchNormAct2d
+from torch import nn
 
 from densedet.engine.checkpoint import read_checkpoint
 from densedet.engine.config import build, load_config
+from densedet.engine.distributed import check_sync_norm, synchronise_batch_norm
 from densedet.engine.train import evaluate
+from densedet.errors import ConfigError
 from densedet.weights import load_strictly
 
 
@@ -67,3 +72,29 @@ def test_eval_only_under_torchrun_equals_one_process(trained, run_tool):
     )
     assert two["tiny"]["images"] == one["tiny"]["images"] == 12
     assert two["tiny"]["score"] == pytest.approx(one["tiny"]["score"], abs=1e-5)
+
+
+def test_sync_norm_is_refused_in_several_processes_on_the_cpu():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), get_norm("SyncBN", 4))
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match="^1 is a SyncBatchNorm.*2 processes.*set the norm to BN"):
+        check_sync_norm(model, cpu, 2)
+    check_sync_norm(model, cpu, 1)
+    check_sync_norm(model, torch.device("cuda", 0), 2)
+    check_sync_norm(nn.Sequential(get_norm("BN", 4), get_norm("GN", 32)), cpu, 2)
+
+
+def test_batch_norms_are_synchronised_in_several_processes_on_cuda(caplog):
+    model = nn.Sequential(nn.BatchNorm2d(4), get_norm("FrozenBN", 4), BatchNormAct2d(4))
+    before = dict(model.state_dict(keep_vars=True))
+    cuda = torch.device("cuda", 0)
+    for unchanged in ((cuda, 1), (torch.device("cpu"), 2)):
+        assert synchronise_batch_norm(model, *unchanged) is model
+        assert type(model[0]) is nn.BatchNorm2d
+    assert "on cpu each of the 2 processes has its own batch statistics" in caplog.text
+    assert synchronise_batch_norm(model, cuda, 2) is model
+    assert type(model[0]) is nn.SyncBatchNorm
+    assert isinstance(model[1], FrozenBatchNorm2d)
+    assert isinstance(model[2], nn.SyncBatchNorm) and isinstance(model[2].act, nn.ReLU)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(before) and all(after[key] is before[key] for key in before)

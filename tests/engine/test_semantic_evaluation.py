@@ -13,9 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.engine.config import load_config
 from densedet.engine.train import evaluate, train
+from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 WORLD = Vocabulary.named("shapes_world")
@@ -45,16 +46,10 @@ class Guess(nn.Module):
 
 @pytest.fixture
 def _no_shapes_world():
-    """The names may be taken by another root, and must be free for other tests."""
-
-    def forget():
-        for name in [n for n in set(DatasetCatalog) if n.startswith("shapes_world")]:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-
-    forget()
-    yield
-    forget()
+    """The names may be taken by another root."""
+    for name in [n for n in set(DatasetCatalog) if n.startswith("shapes_world")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture
@@ -109,3 +104,14 @@ def test_classes_that_are_absent_are_null(cfg, tmp_path, job):
         assert curve["sem_seg/mIoU"] == results["mIoU"]
         assert {f"sem_seg/ACC-{WORLD.labels[i]}" for i in present} < set(curve)
         assert not {f"sem_seg/ACC-{WORLD.labels[i]}" for i in absent} & set(curve)
+
+
+def test_a_label_that_is_no_class_is_not_counted_as_ignored(cfg, tmp_path):
+    file = tmp_path / "shapes_world/semantic_val/000001.png"
+    with Image.open(file) as image:
+        labels = np.array(image)
+    labels[0, 0] = 70
+    Image.fromarray(labels).save(file)
+    with pytest.raises(DatasetError, match=r"000001\.png has the label 70, .*labels prepared\?"):
+        evaluate(cfg)
+    assert not (tmp_path / "out/results.json").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from densedet.cli import exit_code
-from densedet.data.shapes_world import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]

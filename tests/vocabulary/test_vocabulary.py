@@ -92,6 +92,17 @@ def test_index_of_an_unknown_label(label: str, message: str) -> None:
         PETS.index(label)
 
 
+def test_first_difference() -> None:
+    vocabulary = Vocabulary.parse("red,crimson;green;blue")
+    assert vocabulary.first_difference(Vocabulary.parse("red;green;blue")) is None
+    for text, expected in (
+        ("red;blue;green", (1, "'green'", "'blue'")),
+        ("red;green", (2, "'blue'", "nothing")),
+        ("red;green;blue;black", (3, "nothing", "'black'")),
+    ):
+        assert vocabulary.first_difference(Vocabulary.parse(text)) == expected
+
+
 def test_of_kind() -> None:
     assert PETS.of_kind("stuff").labels == ("grass",)
     assert PETS.of_kind("thing").labels == ("cat", "remote control", "café")

@@ -8,10 +8,10 @@ from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.evaluation import SemSegEvaluator
-from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 
 from densedet.data import (
+    LabelReader,
     PhotometricDistortion,
     ResizeToFit,
     SemanticMapper,
@@ -57,5 +57,5 @@ dataloader.test = L(build_test_loader)(
 
 dataloader.evaluator = L(SemSegEvaluator)(
     dataset_name="${..test.dataset.names}",
-    sem_seg_loading_fn=L(locate)(name="densedet.compat.load_sem_seg"),
+    sem_seg_loading_fn=L(LabelReader)(num_classes=150),
 )

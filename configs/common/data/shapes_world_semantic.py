@@ -4,10 +4,9 @@ from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.evaluation import SemSegEvaluator
-from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 
-from densedet.data import SemanticMapper, build_test_loader, build_train_loader
+from densedet.data import LabelReader, SemanticMapper, build_test_loader, build_train_loader
 from densedet.data.shapes_world import register_shapes_world
 
 dataloader = OmegaConf.create()
@@ -32,5 +31,5 @@ dataloader.test = L(build_test_loader)(
 
 dataloader.evaluator = L(SemSegEvaluator)(
     dataset_name="${..test.dataset.names}",
-    sem_seg_loading_fn=L(locate)(name="densedet.compat.load_sem_seg"),
+    sem_seg_loading_fn=L(LabelReader)(num_classes=70),
 )

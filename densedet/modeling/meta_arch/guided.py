@@ -1,7 +1,6 @@
 """RetinaNet and R-CNN on a guided backbone, and what all guided models share."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet
@@ -34,14 +33,12 @@ def check_labels(trained: Vocabulary, asked: Vocabulary, holders: str, remedy: s
         holders: what holds the weights.
         remedy: what follows a new vocabulary nevertheless.
     """
-    pairs = enumerate(zip_longest(trained.labels, asked.labels), 1)
-    different = next(((i, own, new) for i, (own, new) in pairs if own != new), None)
+    different = trained.first_difference(asked)
     if different is None:
         return
-    number, own, new = different
-    names = [f"{name!r}" if name else "nothing" for name in (own, new)]
+    index, own, new = different
     raise VocabularyError(
-        f"category {number} of {len(trained)} is {names[0]}, not {names[1]}: {holders} a channel "
+        f"category {index + 1} of {len(trained)} is {own}, not {new}: {holders} a channel "
         f"for each category in its order, so that another vocabulary needs retraining; {remedy}"
     )
 
