@@ -21,6 +21,7 @@ READMES = [
     ROOT / "README.md",
     ROOT / "projects" / "fvit" / "README.md",
     ROOT / "projects" / "clipself" / "README.md",
+    ROOT / "projects" / "denseclip" / "README.md",
     ROOT / "docs" / "model_cards" / "densedet-tiny.md",
 ]
 
