@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from densedet.benchmark.machine import Settings, positive
 from densedet.clip import ClipVisual, create_visual
-from densedet.clip.visual import TokenVisual
+from densedet.clip.token_visual import TokenVisual
 from densedet.data.loader import seeded
 from densedet.errors import ConfigError
 from densedet.regions.sampling import GridRegions, Regions

@@ -9,7 +9,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from densedet.clip.position import Grid, RotaryTables, resample_positions
-from densedet.clip.visual import TokenVisual, require
+from densedet.clip.token_visual import TokenVisual
+from densedet.clip.visual import require
 from densedet.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ class EvaVisual(TokenVisual):
         self.rotary = _rotary_tables(trunk)
 
     def embed_tokens(self, images: Tensor) -> Tensor:
-        """See :meth:`densedet.clip.visual.TokenVisual.embed_tokens`."""
+        """See :meth:`densedet.clip.token_visual.TokenVisual.embed_tokens`."""
         trunk = self.tower.trunk
         patches = trunk.patch_embed.proj(images)
         grid = tuple(patches.shape[2:])

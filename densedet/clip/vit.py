@@ -8,7 +8,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from densedet.clip.position import Grid, PositionMode, resample_positions
-from densedet.clip.visual import TokenVisual, blocks_needed, require
+from densedet.clip.token_visual import TokenVisual, blocks_needed
+from densedet.clip.visual import require
 
 
 class VitVisual(TokenVisual):
@@ -51,7 +52,7 @@ class VitVisual(TokenVisual):
         self.double_class_embedding = False
 
     def embed_tokens(self, images: Tensor) -> Tensor:
-        """See :meth:`densedet.clip.visual.TokenVisual.embed_tokens`."""
+        """See :meth:`densedet.clip.token_visual.TokenVisual.embed_tokens`."""
         tower = self.tower
         patches = tower.conv1(images)
         grid = tuple(patches.shape[2:])

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from densedet.clip import ClipVisual
 from densedet.clip.resnet import ResNetVisual
-from densedet.clip.visual import DensePath, TokenVisual
+from densedet.clip.token_visual import TokenVisual
+from densedet.clip.visual import DensePath
 from densedet.clip.vit import VitVisual
 from densedet.errors import ConfigError
 from densedet.regions.crops import (
