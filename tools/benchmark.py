@@ -1,4 +1,4 @@
-"""Measure densedet against what it replaces: pooling, crops, CLIPSelf's step, DenseCLIP's text.
+"""Measure densedet against what it replaces: pooling, crops, CLIPSelf's step, kept or shared text.
 
 Both sides run in turn on the same data. Medians are printed; --json has the quartiles as well.
 
@@ -7,6 +7,7 @@ Examples:
     python tools/benchmark.py crops --device cuda --json output/crops.json
     python tools/benchmark.py distill --model densedet-tiny --image-size 224
     python tools/benchmark.py guidance --threads 1
+    python tools/benchmark.py text --threads 1
 """
 
 import argparse
@@ -25,6 +26,7 @@ from densedet.benchmark.machine import Settings, describe, machine_line
 from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
 from densedet.benchmark.pictures import HEIGHT, WIDTH
 from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
+from densedet.benchmark.text import TextJob, run_text, text_rows
 from densedet.benchmark.timing import SIDES, format_table
 from densedet.benchmark.training import DistillJob
 from densedet.cli import ToolParser, run_tool
@@ -108,6 +110,18 @@ def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome("guidance", result, guidance_rows(result), note)
 
 
+def text(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Prompts of every image; the reference encodes their common beginning for every class."""
+    job = TextJob(settings, args.model, args.vocabulary, args.batch)
+    result = run_text(job)
+    note = (
+        f"text tower of {job.model}, {result['prompts']} prompts for each of {job.batch} images; "
+        f"time {result['time_ratio']:.2f} and multiply-adds {result['macs_ratio']:.2f} of the "
+        f"reference; largest difference {result['largest_difference']:.1e}"
+    )
+    return Outcome("prefix_sharing", result, text_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -150,6 +164,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fourth.add_argument("--image-size", type=int, default=512, help="side, pixels")
     fourth.add_argument("--images", type=int, default=1, help="images of a timed run")
+    fifth = _command(commands, text, repeats=9, compiled="the prompted text tower")
+    fifth.add_argument("--model", default=TextJob.model, help="CLIP; its weights are random")
+    fifth.add_argument("--vocabulary", default=TextJob.vocabulary, help="name of a class list")
+    fifth.add_argument("--batch", type=int, default=TextJob.batch, help="images")
     return parser
 
 

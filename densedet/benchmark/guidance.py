@@ -1,8 +1,8 @@
 """``guidance``: evaluation of DenseCLIP with kept text embeddings against recomputed ones.
 
 The text embeddings depend on the words and the weights alone, so in evaluation they are computed
-once. The reference is the same model that runs its text tower again for every image, as the
-published code of DenseCLIP (arXiv 2112.01518) does.
+once. The reference is the same model that runs its text tower again for every image, over every
+prompt whole, as the published code of DenseCLIP (arXiv 2112.01518) does.
 """
 
 from dataclasses import dataclass
@@ -81,6 +81,7 @@ def run_guidance(job: GuidanceJob) -> dict[str, Any]:
 
     @torch.inference_mode()
     def evaluate(recompute: bool) -> list[Tensor]:
+        text.share_prefix = not recompute
         logits = []
         for image in images:
             if recompute:

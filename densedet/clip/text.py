@@ -1,14 +1,16 @@
 """The text tower of a CLIP: words, or learned prompts, to embeddings."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip import tokenizer as clip_tokenizer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from densedet.clip.prefix import causal_mask, check_blocks, continue_prompts, keep_prefix
 from densedet.errors import ConfigError
 from densedet.vocabulary import render_prompts
 
@@ -30,7 +32,11 @@ class TextEncoder(nn.Module):
         embed_dim: D.
         width: channels of a token embedding.
         context_length: tokens of a prompt, start and end included.
+        checkpointing: keep only the inputs of the blocks for the backward pass and compute the rest
+            again: the same numbers from less memory.
     """
+
+    checkpointing: bool
 
     def __init__(self, clip_model: Any) -> None:
         """Share the text modules of ``clip_model``.
@@ -46,6 +52,7 @@ class TextEncoder(nn.Module):
         self.ln_final = source.ln_final
         self.positional_embedding = source.positional_embedding
         self.text_projection = source.text_projection
+        self.checkpointing = False
         self.context_length: int = source.context_length
         self.width: int = source.token_embedding.embedding_dim
         projection = source.text_projection
@@ -92,16 +99,74 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the prompts are longer than the context.
         """
-        length = prompts.shape[1]
+        tokens = self._run_blocks(self._add_positions(prompts))
+        return self._project(tokens[torch.arange(len(eot), device=eot.device), eot])
+
+    def encode_shared(
+        self, prefix: Tensor, words: Tensor, ends: Tensor, chunk: int | None = None
+    ) -> Tensor:
+        """Encode prompts that differ only after their beginning, which is run over only once.
+
+        Equal to `encode_prompts` of every beginning with every continuation, up to rounding: the
+        attention is causal. Differentiable.
+
+        Args:
+            prefix: ``[B, M, width]`` beginnings without positions, e.g. of every image.
+            words: ``[P, L, width]`` continuations without positions, M + L at most
+                ``context_length``.
+            ends: ``[P]`` int64, where in ``words`` the end token is.
+            chunk: continuations at a time, for less memory; None for all.
+
+        Returns:
+            ``[B, P, D]``, not normalised.
+
+        Raises:
+            ConfigError: the blocks of the tower are not CLIP's own.
+            ValueError: the prompts are longer than the context, or ``chunk`` is below 1.
+        """
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk {chunk} must be at least 1 prompt")
+        blocks = self.transformer.resblocks
+        check_blocks(blocks)
+        words = self._add_positions(words, start=prefix.shape[1])
+        kept = keep_prefix(blocks, self._add_positions(prefix), self._checkpointed)
+        size = chunk or len(words)
+        parts = []
+        for some, at in zip(words.split(size), ends.split(size), strict=True):
+            tokens = some.expand(len(prefix), -1, -1, -1)
+            tokens = continue_prompts(blocks, tokens, kept, self._checkpointed)
+            last = tokens[:, torch.arange(len(at), device=at.device), at]
+            parts.append(self._project(last.flatten(0, 1)).unflatten(0, last.shape[:2]))
+        return torch.cat(parts, dim=1)
+
+    def _add_positions(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Of ``[N, L, width]`` whose first token is the prompt's token ``start``."""
+        length = start + tokens.shape[1]
         if length > self.context_length:
             raise ValueError(
                 f"prompts of {length} tokens do not fit the context of {self.context_length}: "
                 "shorten the names or the learned contexts"
             )
-        tokens = prompts + self.positional_embedding[:length].to(prompts.dtype)
-        mask = torch.full((length, length), -torch.inf, dtype=tokens.dtype, device=tokens.device)
-        tokens = self.transformer(tokens, attn_mask=mask.triu_(1))
-        last = self.ln_final(tokens[torch.arange(len(eot), device=eot.device), eot])
+        return tokens + self.positional_embedding[start:length].to(tokens.dtype)
+
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        mask = causal_mask(tokens.shape[1], tokens)
+        if not self.checkpointing:
+            output: Tensor = self.transformer(tokens, attn_mask=mask)
+            return output
+        for block in self.transformer.resblocks:
+            tokens = self._checkpointed(block, tokens, None, None, mask)
+        return tokens
+
+    def _checkpointed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call ``function``; what it keeps for the backward pass depends on `checkpointing`."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+    def _project(self, last: Tensor) -> Tensor:
+        """The end tokens ``[N, width]`` to the embeddings ``[N, D]``."""
+        last = self.ln_final(last)
         if isinstance(self.text_projection, nn.Linear):
             return self.text_projection(last)
         return last @ self.text_projection

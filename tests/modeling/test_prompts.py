@@ -73,14 +73,15 @@ def golden_encoder(golden: dict[str, Any]) -> TextEncoder:
     return encoder
 
 
-@pytest.fixture
-def reference(golden: dict[str, Any]) -> PromptedTextEncoder:
+@pytest.fixture(params=[True, False], ids=["shared", "whole"])
+def reference(request: pytest.FixtureRequest, golden: dict[str, Any]) -> PromptedTextEncoder:
     config = golden["config"]
     return PromptedTextEncoder(
         golden_encoder(golden),
         Vocabulary.from_names(golden["names"]),
         num_contexts=config["n_contexts"],
         class_tokens=config["class_tokens"],
+        share_prefix=request.param,
     )
 
 
@@ -179,6 +180,78 @@ def test_names_may_leave_room_for_more_contexts() -> None:
         text(torch.zeros(1, 6, 16))
 
 
+def contexts_of_images(count: int = 3) -> Tensor:
+    return torch.randn(2, count, 16, generator=torch.Generator().manual_seed(5))
+
+
+def gradient(text: PromptedTextEncoder, contexts: Tensor) -> Tensor:
+    found = text(contexts.requires_grad_())
+    factors = torch.randn(found.shape, generator=torch.Generator().manual_seed(6))
+    return torch.autograd.grad((found * factors).sum(), contexts)[0]
+
+
+EXACT = [
+    {"chunk": 1},
+    {"chunk": 3},
+    {"chunk": 100},
+    {"checkpointing": True},
+    {"chunk": 3, "checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("settings", [{}, *EXACT], ids=str)
+def test_every_way_gives_the_same(settings: dict[str, Any], share: bool) -> None:
+    whole = prompted(share_prefix=False).train()
+    text = prompted(share_prefix=share, **settings).train()
+    for contexts in (contexts_of_images(), text.contexts.detach()):
+        assert difference(text(contexts), whole(contexts)) <= 1e-5
+        assert difference(gradient(text, contexts), gradient(whole, contexts)) <= 1e-5
+    assert difference(text(), whole()) <= 1e-5
+    assert difference(text.eval()(), whole.eval()()) <= 1e-5
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_one_context_more_moves_the_ends(share: bool) -> None:
+    text = prompted(class_tokens=6, share_prefix=share)
+    contexts = contexts_of_images(4)
+    expected = by_hand(text, "fire hydrant", contexts[1])
+    assert difference(text(contexts)[1, 1], expected) <= 1e-5
+
+
+def test_the_shared_tower_stays_frozen() -> None:
+    text = prompted().train()
+    assert gradient(text, contexts_of_images()).abs().sum(dim=2).min() > 0
+    assert all(p.grad is None for p in text.encoder.parameters())
+
+
+@torch.no_grad()
+def test_many_names_in_chunks() -> None:
+    words = Vocabulary.from_names([str(number) for number in range(100, 947)])
+    plain, chunked = prompted(words), prompted(words, chunk=100)
+    sizes = count_calls(chunked.encoder.ln_final)
+    contexts = contexts_of_images()
+    found = chunked(contexts)
+    assert found.shape == (2, 847, 24)
+    assert sizes == [200] * 8 + [94]
+    assert difference(found, plain(contexts)) <= 1e-6
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunks_below_one(chunk: int) -> None:
+    with pytest.raises(ConfigError, match=f"chunk {chunk} of the prompts must be at least 1"):
+        prompted(chunk=chunk)
+
+
+def test_blocks_that_cannot_share() -> None:
+    encoder = text_encoder(block_type="custom")
+    positions = len(encoder.positional_embedding)
+    with pytest.raises(ConfigError, match="share_prefix=False"):
+        PromptedTextEncoder(encoder, WORDS)
+    assert len(encoder.positional_embedding) == positions
+    assert PromptedTextEncoder(encoder, WORDS, share_prefix=False)().shape == (1, 4, 24)
+
+
 @torch.no_grad()
 def test_the_room_for_names_changes_nothing() -> None:
     short, long = prompted().eval(), prompted(class_tokens=16).eval()
@@ -224,7 +297,7 @@ def test_an_unfrozen_tower_trains() -> None:
 
 def test_evaluation_runs_the_tower_once() -> None:
     text = prompted().eval()
-    calls = count_calls(text.encoder.transformer)
+    calls = count_calls(text.encoder.ln_final)
     first = text()
     assert calls == [4] and not first.requires_grad
     assert text() is first and calls == [4]
@@ -284,7 +357,7 @@ def change_vocabulary(text: PromptedTextEncoder) -> None:
 def test_the_kept_embeddings_fall_with_a_change(change: Callable[[Any], None]) -> None:
     text = prompted().eval()
     before = text()
-    calls = count_calls(text.encoder.transformer)
+    calls = count_calls(text.encoder.ln_final)
     change(text)
     after = text()
     assert len(calls) == 1
@@ -296,7 +369,7 @@ def test_the_kept_embeddings_fall_with_a_change(change: Callable[[Any], None]) -
 def test_training_drops_the_kept_embeddings() -> None:
     text = prompted().eval()
     text()
-    calls = count_calls(text.encoder.transformer)
+    calls = count_calls(text.encoder.ln_final)
     assert text.train()().requires_grad
     text.contexts.data.add_(1)  # also a change that leaves no trace on the parameter
     after = text.eval()()

@@ -23,6 +23,7 @@ SMALL = {
     "pool": ["--channels", "8", "--grid", "8", "--split", "2"],
     "crops": ["--images", "2", "--height", "40", "--width", "56", "--image-size", "64"],
     "guidance": ["--config-file", QUICKSTART, "--image-size", "64"],
+    "text": ["--model", "densedet-tiny", "--batch", "1"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
 }
 
@@ -66,12 +67,25 @@ def check_guidance(found):
     assert found["largest_difference"] <= 1e-5 * found["largest_logit"]
 
 
+def check_text(found):
+    assert 0 < found["macs_ratio"] <= 0.4 and found["time_ratio"] > 0
+    assert found["largest_difference"] <= 0.1 * found["largest_embedding"]
+
+
 CHECKS = {
     "pool": check_pool,
     "crops": check_crops,
     "distill": check_distill,
+    "memory": check_memory,
     "guidance": check_guidance,
+    "prefix_sharing": check_text,
 }
+
+
+def name_in_json(command):
+    """Under which a benchmark's figures stand."""
+    name = "memory" if "--memory" in command else command[2]
+    return "prefix_sharing" if name == "text" else name
 
 
 @pytest.mark.parametrize("command", page_commands(), ids=" ".join)
@@ -81,14 +95,14 @@ def test_commands_of_the_page(tmp_path, capsys, command):
     file = tmp_path / "figures" / "out.json"
     arguments = [*command[2:], *SMALL[command[2]], *QUICK, "--json", str(file)]
     assert benchmark.main(arguments) == 0
-    name = "memory" if "--memory" in command else command[2]
+    name = name_in_json(command)
     machine_line, _note, header, *lines = capsys.readouterr().out.splitlines()
     assert machine_line.startswith(f"{name}: ") and ", 1 threads, " in machine_line
     assert header.split() == ["what", "ours", "reference", "ratio"] and lines
     content = json.loads(file.read_text())
     assert set(content) == {"machine", name}
     assert content["machine"]["threads"] == 1 and content["machine"]["device"] == "cpu"
-    {**CHECKS, "memory": check_memory}[name](content[name])
+    CHECKS[name](content[name])
 
 
 def test_every_benchmark_is_on_the_page():
@@ -113,6 +127,9 @@ def test_every_benchmark_is_on_the_page():
         (["distill", "--batch", "0"], "--batch 0 must be at least 1"),
         (["guidance", "--images", "0"], "--images 0 must be at least 1"),
         (["guidance", "--config-file", "no.py"], "no config 'no.py'"),
+        (["text", "--batch", "0"], "--batch 0 must be at least 1"),
+        (["text", "--model", "no-such-clip"], "no CLIP architecture named 'no-such-clip'"),
+        (["text", "--vocabulary", "no_list"], "no_list"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):

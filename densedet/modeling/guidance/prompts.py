@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from densedet.clip import TextEncoder
+from densedet.clip.prefix import check_blocks
 from densedet.clip.text import tokenize_whole
-from densedet.errors import VocabularyError
+from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.scores import full_precision
 from densedet.vocabulary import Vocabulary, render_prompts
 
@@ -31,6 +32,11 @@ class PromptedTextEncoder(nn.Module):
         frozen: keep the tower in eval mode and its weights without gradient, which still reaches
             the contexts. False trains the tower, which follows for segmentation from DenseCLIP's
             published schedule: its floor lifts a learning rate of 0.
+        share_prefix: run over start and contexts once for all names, which is exact; False runs
+            over every prompt whole.
+        chunk: names at a time, for less memory; None for all.
+        checkpointing: compute the activations of the tower again in the backward pass, for less
+            memory.
 
     Attributes:
         contexts: [1, N, width] parameter.
@@ -38,7 +44,8 @@ class PromptedTextEncoder(nn.Module):
         groups: [P] int64, the category of every name.
 
     Raises:
-        ConfigError: the tower has fewer positions than ``num_contexts + class_tokens``.
+        ConfigError: the tower has fewer positions than ``num_contexts + class_tokens`` or, with
+            ``share_prefix``, blocks that are not CLIP's own; ``chunk`` is below 1.
         VocabularyError: see `set_vocabulary`.
     """
 
@@ -55,8 +62,15 @@ class PromptedTextEncoder(nn.Module):
         class_tokens: int = 5,
         context_std: float = 1.0,
         frozen: bool = True,
+        share_prefix: bool = True,
+        chunk: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"chunk {chunk} of the prompts must be at least 1, or None for all")
+        if share_prefix:
+            check_blocks(encoder.transformer.resblocks)
         encoder.keep_positions(num_contexts + class_tokens)
         if frozen:
             encoder.requires_grad_(False).eval()
@@ -65,6 +79,9 @@ class PromptedTextEncoder(nn.Module):
         self.width = encoder.width
         self.class_tokens = class_tokens
         self.frozen = frozen
+        self.share_prefix = share_prefix
+        self.chunk = chunk
+        encoder.checkpointing = checkpointing
         self.contexts = nn.Parameter(torch.empty(1, num_contexts, encoder.width))
         nn.init.trunc_normal_(self.contexts, std=context_std, a=-2 * context_std, b=2 * context_std)
         for name in ("tokens", "ends", "groups"):
@@ -161,10 +178,21 @@ class PromptedTextEncoder(nn.Module):
             return self._encode(self.contexts)
 
     def _encode(self, contexts: Tensor) -> Tensor:
-        batch, count = contexts.shape[:2]
         words = self.encoder.embed_tokens(self.tokens)
-        shape = (batch, len(words), -1, -1)
-        start, rest = words[None, :, :1].expand(shape), words[None, :, 1:].expand(shape)
-        prompts = torch.cat([start, contexts[:, None].expand(shape), rest], dim=2).flatten(0, 1)
-        embeddings = self.encoder.encode_prompts(prompts, (self.ends + count).repeat(batch))
-        return embeddings.unflatten(0, (batch, len(words)))
+        start, names, ends = words[:1, :1], words[:, 1:], self.ends - 1
+        prefix = torch.cat([start.expand(len(contexts), -1, -1), contexts], dim=1)
+        if self.share_prefix:
+            return self.encoder.encode_shared(prefix, names, ends, self.chunk)
+        size = self.chunk or len(names)
+        parts = zip(names.split(size), ends.split(size), strict=True)
+        return torch.cat([self._encode_whole(prefix, *part) for part in parts], dim=1)
+
+    def _encode_whole(self, prefix: Tensor, names: Tensor, ends: Tensor) -> Tensor:
+        """As `TextEncoder.encode_shared`, the prefix repeated for every name."""
+        batch, length = prefix.shape[:2]
+        shape = (batch, len(names), -1, -1)
+        prompts = torch.cat([prefix[:, None].expand(shape), names.expand(shape)], dim=2)
+        embeddings = self.encoder.encode_prompts(
+            prompts.flatten(0, 1), (ends + length).repeat(batch)
+        )
+        return embeddings.unflatten(0, shape[:2])
