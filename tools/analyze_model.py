@@ -2,8 +2,8 @@
 """Parameters and FLOPs (multiply-adds, as fvcore counts them) of what a config describes, by part.
 
 No weights are needed and nothing is computed. FLOPs are of one image in evaluation; the text tower
-stands apart, since its output is kept. Of R-CNN they hold 1000 regions in the box head and 100 in
-the mask head.
+stands apart where its output is kept, and is a part "text, every image" where prompts depend on the
+image. Of R-CNN they hold 1000 regions in the box head and 100 in the mask head.
 
 Examples:
     python tools/analyze_model.py --config-file projects/denseclip/configs/ade20k_rn50_denseclip.py

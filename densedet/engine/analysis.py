@@ -1,7 +1,7 @@
 """Size of a model and cost of one image, by part, from its config alone: no weights, no computing.
 
 FLOPs are multiply-adds, see :class:`densedet.engine.flops.FlopCounter`. Parameters of the text
-tower are set apart, and its cost is not part of an image's: in evaluation its output is kept.
+tower are set apart, and its cost is not part of an image's where evaluation keeps its output.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ SEGMENTATION_SIZE: Size = (1024, 1024)
 DETECTION_SIZE: Size = (800, 1280)
 BOX_REGIONS = 1000
 MASK_REGIONS = 100
+TEXT_EVERY_IMAGE = "text, every image"
 _KINDS = (SemanticSegmentor, RetinaNet, GeneralizedRCNN)
 
 
@@ -46,8 +47,10 @@ class Analysis:
 
     Attributes:
         size: height and width of the image that the FLOPs are of; None if they were not counted.
-        parts: "backbone", "guidance", "neck" and the heads, those that the model has.
-        text: the text tower: its parameters, and the FLOPs of one run over the whole vocabulary.
+        parts: "backbone", "guidance", "neck" and the heads, those that the model has; "text, every
+            image", without parameters, if the text tower runs for every image.
+        text: the text tower: its parameters, and the FLOPs of one run over the whole vocabulary;
+            None for these if it runs for every image.
     """
 
     size: Size | None
@@ -61,12 +64,12 @@ class Analysis:
 
     @property
     def flops(self) -> int | None:
-        """FLOPs of an image in evaluation, the text embeddings being there already."""
+        """FLOPs of an image in evaluation, with the text only if every image needs its own."""
         counts = [part.flops for part in self.parts.values() if part.flops is not None]
         return sum(counts) if counts else None
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, as they go into a JSON file."""
+        """All figures, as they go into a JSON file; "flops_text" is null with text every image."""
         return {
             "params_without_text": self.params_without_text,
             "params_text": self.text.params,
@@ -121,8 +124,8 @@ def analyze(model: Any, size: Size | None = None, flops: bool = True) -> Analysi
 
     Segmentation runs over the whole image at once, up to logits of its size. Of RetinaNet count
     the maps of the head; of R-CNN the head of the RPN, 1000 regions in the box head and 100 in the
-    mask head; what pools, sorts or suppresses boxes does not. With pre-model prompting the text
-    tower runs for every image, as part of the guidance.
+    mask head; what pools, sorts or suppresses boxes does not. Where prompts depend on the image,
+    the text tower runs for every image, as a part of its own.
 
     Args:
         model: of :func:`build_without_weights`.
@@ -144,10 +147,12 @@ def analyze(model: Any, size: Size | None = None, flops: bool = True) -> Analysi
     counter = FlopCounter()
     with torch.no_grad(), torch.device("meta"):
         run_text = _prepare_vocabulary(model)
-        with counter, counter.modules(parts):
+        with counter, counter.modules(parts | _text_of_images(model)):
             _run(model, torch.zeros(1, 3, *padded), counter)
     names = [*params, *(name for name in counter.flops if name not in params)]
     counted = {name: Part(params.get(name, 0), counter.flops[name]) for name in names}
+    if TEXT_EVERY_IMAGE in counted:
+        run_text = None
     return Analysis(padded, counted, Part(_parameters(text), run_text))
 
 
@@ -213,6 +218,12 @@ def _text_tower(model: Any) -> nn.Module | None:
 
 def _prompted(model: nn.Module) -> PromptedTextEncoder | None:
     return next((m for m in model.modules() if isinstance(m, PromptedTextEncoder)), None)
+
+
+def _text_of_images(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The part of what the prompted text tower computes for an image: nothing if it is kept."""
+    prompted = _prompted(model)
+    return {} if prompted is None else {TEXT_EVERY_IMAGE: [prompted]}
 
 
 def _parameters(module: nn.Module | None) -> int:

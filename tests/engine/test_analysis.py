@@ -9,7 +9,12 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch import nn
 
-from densedet.engine.analysis import analyze, build_without_weights, without_weights
+from densedet.engine.analysis import (
+    TEXT_EVERY_IMAGE,
+    analyze,
+    build_without_weights,
+    without_weights,
+)
 from densedet.engine.config import load_config
 from densedet.errors import ConfigError
 from densedet.modeling.guidance import PromptedTextEncoder
@@ -80,10 +85,10 @@ def test_context_decoder(name, millions):
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("ade20k_rn50", 74.1), ("coco_retinanet_rn50", 39.5)]
+    ("name", "billions"), [("ade20k_rn50", 23.26), ("coco_retinanet_rn50", 12.59)]
 )
 def test_the_text_tower_stands_apart(name, billions):
-    """In proportion to the classes; none of it is in the image's FLOPs."""
+    """Start and contexts count once, not for every class; none of it is in the image's FLOPs."""
     found = analyzed(f"{DENSECLIP}{name}_denseclip.py")
     assert found.text.flops / 1e9 == pytest.approx(billions, abs=0.05)
     assert found.flops == sum(part.flops for part in found.parts.values())
@@ -167,9 +172,24 @@ def test_pre_model_prompting_pays_for_text():
     guidance.prompting = "pre"
     guidance.decoder.query_dim = build(name).backbone.bottom_up.guidance.text.width
     found = analyze(build_without_weights(cfg))
-    post = analyzed(name).parts["guidance"].flops
-    assert found.text.flops == analyzed(name).text.flops
-    assert found.parts["guidance"].flops > found.text.flops + 0.5 * post
+    post = analyzed(name)
+    assert found.parts[TEXT_EVERY_IMAGE] == (0, post.text.flops)
+    assert found.text == (post.text.params, None)
+    assert found.parts["guidance"].flops > 0.5 * post.parts["guidance"].flops
+    assert found.flops == sum(part.flops for part in found.parts.values()) > post.text.flops
+
+
+def test_the_mode_of_the_condition_decides_who_pays_for_text():
+    name, change = "projects/icpc/configs/quickstart.py", "{}.condition.mode=static"
+    change = change.format("model.backbone.bottom_up.guidance")
+    kept = analyze(build_without_weights(load_config(name, [change])))
+    added = analyzed(name)
+    assert TEXT_EVERY_IMAGE not in kept.parts and kept.text.flops > 0
+    assert added.parts[TEXT_EVERY_IMAGE] == (0, kept.text.flops)
+    assert added.text == (kept.text.params, None)
+    network = added.parts["guidance"].flops - kept.parts["guidance"].flops
+    assert added.flops == kept.flops + kept.text.flops + network
+    assert added.as_json()["flops_text"] is None
 
 
 def test_without_weights():

@@ -183,7 +183,7 @@ def test_only_post_model_prompting_spares_the_text_tower() -> None:
     for prompting, expected in (("post", [4]), ("pre", [8, 8])):
         model = denseclip(prompting=prompting).eval()
         batches: list[int] = []
-        tower = model.text.encoder.transformer
+        tower = model.text.encoder.ln_final
         tower.register_forward_pre_hook(lambda _, inputs, seen=batches: seen.append(len(inputs[0])))
         first, second = model(*inputs), model(*inputs)
         assert batches == expected

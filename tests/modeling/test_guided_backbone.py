@@ -144,7 +144,7 @@ def test_kept_text_falls_when_the_whole_backbone_is_loaded(
 ) -> None:
     fpn = FPN(backbone, ["res5"], out_channels=8).eval()
     seen: list[int] = []
-    tower = backbone.guidance.text.encoder.transformer
+    tower = backbone.guidance.text.encoder.ln_final
     tower.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     with torch.no_grad():
         fpn(images)

@@ -148,7 +148,7 @@ def test_images_without_any_box(name: str, model: Any, make_record: Any) -> None
 def test_evaluation_runs_the_text_tower_once(
     model: Any, records: list[dict[str, Any]], count_calls: Callable[[nn.Module], list[int]]
 ) -> None:
-    calls = count_calls(model.guided.guidance.text.encoder.transformer)
+    calls = count_calls(model.guided.guidance.text.encoder.ln_final)
     with torch.no_grad():
         outputs = [model.eval()(records) for _ in range(3)]
     assert calls == [3]

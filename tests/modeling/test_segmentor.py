@@ -112,6 +112,17 @@ def test_training_pads_to_the_window(make_model: Any) -> None:
     assert torch.equal(labels[1, :60, :100], wide["sem_seg"])
 
 
+def test_training_without_windows_pads_to_the_largest_picture(make_model: Any) -> None:
+    model = make_model(window=None, window_stride=None).train()
+    seen: list[Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.sem_seg_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    model([record(40, 50), record(60, 100, seed=1)])
+    images, labels = seen
+    assert images.shape == (2, 3, 64, 128)  # multiples of 32
+    assert labels.shape == (2, 64, 128)
+
+
 @pytest.mark.parametrize("guided", [True, False])
 def test_no_valid_pixel(make_model: Any, guided: bool) -> None:
     """The losses of a batch without any valid pixel are 0 and have finite gradients."""
@@ -158,6 +169,21 @@ def test_windows_are_averaged_and_then_resized(make_model: Any) -> None:
         logits = slide(images, lambda x: model.sem_seg_head(model.backbone(x))[0], 64, 43)
     expected = F.interpolate(logits, (40, 50), mode="bilinear", align_corners=False)[0]
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_without_windows_pictures_are_whole(make_model: Any) -> None:
+    """One forward pass on the padded picture, cut and then resized."""
+    model = make_model(window=None, window_stride=None).eval()
+    one = record(80, 100, height=40, width=50)
+    with torch.no_grad():
+        found = model([one])[0]["sem_seg"]
+        image = (one["image"] - model.pixel_mean) / model.pixel_std
+        padded = F.pad(image, (0, 28, 0, 16))[None]  # to 96 x 128
+        logits = model.sem_seg_head(model.backbone(padded))[0][..., :80, :100]
+        windows_apart = make_model().eval()([one])[0]["sem_seg"]
+    expected = F.interpolate(logits, (40, 50), mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, windows_apart, atol=1e-3)
 
 
 @pytest.mark.parametrize("source", ["head", "scores"])
@@ -243,7 +269,7 @@ def test_windows_and_pictures_share_the_text(
     count_calls: Callable[[nn.Module], list[int]],
 ) -> None:
     model = make_model(tta=SemanticTTA(scales=(1.0, 1.5), short=64, long=128)).eval()
-    calls = count_calls(model.guided.guidance.text.encoder.transformer)
+    calls = count_calls(model.guided.guidance.text.encoder.ln_final)
     trunk = count_calls(model.guided.trunk)
     with torch.no_grad():
         model([record(64, 100), record(80, 64, seed=1)])
@@ -279,6 +305,8 @@ def test_the_vocabulary_is_that_of_the_guidance(make_model: Any) -> None:
     [
         ({"classes": 4}, "3 categories.*num_classes=4"),
         ({"window_stride": 65}, "gaps"),
+        ({"window_stride": None}, "window and window_stride: give both, or neither"),
+        ({"window": None}, "window and window_stride: give both, or neither"),
         ({"predict_from": "neck"}, "head, scores"),
     ],
 )

@@ -1,5 +1,6 @@
 """timm models as trunks with an attention pool."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import timm
 import torch
 from detectron2.modeling.backbone import FPN
 from safetensors.torch import save_file
+from timm.models.efficientformer import Attention
 from torch import Tensor
 
 from densedet.clip.attention_pool import attend_all
@@ -18,6 +20,7 @@ from densedet.modeling.backbone import (
     TimmBackbone,
     image_statistics,
 )
+from densedet.modeling.backbone.efficientformer import GridAttention
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 SWIN = "swin_tiny_patch4_window7_224"
@@ -27,6 +30,9 @@ CHANNELS = {
     SWIN: (96, 192, 384, 768),
     "swin_small_patch4_window7_224": (96, 192, 384, 768),
     "convnext_tiny": (96, 192, 384, 768),
+    "mobilenetv2_100": (24, 32, 96, 320),
+    "efficientformer_l1": (48, 96, 224, 448),
+    "poolformer_s12": (64, 128, 320, 512),
 }
 
 
@@ -78,6 +84,50 @@ def test_swins_levels_are_channels_first_and_of_every_size() -> None:
     assert tuple(backbone(images(1, 3, 100, 60))["res5"].shape) == (1, 768, 4, 2)
 
 
+def test_efficientformer_is_timms_on_its_own_grid() -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model("efficientformer_l1", num_classes=0).eval()
+    backbone = TimmBackbone("efficientformer_l1", embed_dim=None).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("attention_biases", "ls1.gamma", "ls2.gamma")):
+                weight.normal_()  # timm starts them near zero
+        backbone.trunk.model.load_state_dict(model.state_dict(), strict=False)
+        batch = images(1, 3, 224, 224)
+        expected = model.forward_intermediates(batch, intermediates_only=True)
+        found = backbone(batch)
+    for level, value in zip(LEVELS, expected, strict=True):
+        torch.testing.assert_close(found[level], value)
+
+
+@torch.no_grad()
+def test_efficientformers_attention_on_other_grids() -> None:
+    """The biases are a function of the absolute offsets: here a linear one."""
+    attention = Attention(dim=8, key_dim=4, num_heads=2)
+    steps = torch.arange(7.0)
+    attention.attention_biases.copy_(
+        torch.stack([steps[:, None] + 0 * steps, 0 * steps[:, None] + steps]).flatten(1)
+    )
+    layer = GridAttention(attention)
+    layer.grid = (3, 4)
+    biases = layer._biases().unflatten(1, (3, 4)).unflatten(3, (3, 4))
+    rows, columns = torch.arange(3.0), torch.arange(4.0)
+    assert biases.shape == (2, 3, 4, 3, 4)
+    for y, x in ((0, 0), (2, 1)):
+        torch.testing.assert_close(biases[0, y, x], (3 * (rows - y).abs())[:, None].expand(3, 4))
+        torch.testing.assert_close(biases[1, y, x], (2 * (columns - x).abs()).expand(3, 4))
+
+
+@torch.no_grad()
+def test_a_copy_of_an_efficientformer_takes_any_size() -> None:
+    backbone = copy.deepcopy(TimmBackbone("efficientformer_l1", embed_dim=None)).eval()
+    sizes = {(64, 96): (2, 3), (224, 224): (7, 7), (128, 32): (4, 1), (100, 60): (4, 2)}
+    for size, grid in sizes.items():
+        assert backbone(images(1, 3, *size))["res5"].shape == (1, 448, *grid)
+    shapes = [tuple(level.shape[-2:]) for level in backbone(images(1, 3, 100, 60)).values()]
+    assert shapes == [(25, 15), (13, 8), (7, 4), (4, 2)]
+
+
 def test_statistics_are_the_weights() -> None:
     with torch.device("meta"):
         backbone = TimmBackbone("resnet18")
@@ -98,7 +148,12 @@ def test_on_the_meta_device(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("resnet18", "w.pth"), ("resnet18", "w.safetensors"), (SWIN, "w.safetensors")],
+    [
+        ("resnet18", "w.pth"),
+        ("resnet18", "w.safetensors"),
+        (SWIN, "w.safetensors"),
+        ("efficientformer_l1", "w.safetensors"),
+    ],
 )
 def test_weights_of_a_file(tmp_path: Path, name: str, file: str) -> None:
     torch.manual_seed(1)
@@ -151,6 +206,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
         ("resnet50.nope", "cannot be a backbone with four levels: Invalid pretrained tag"),
         ("vit_base_patch16_224", "have strides .16, 16, 16, 16., a backbone here needs"),
         ("levit_128", "levit_128 cannot be a backbone with four levels"),
+        ("nest_tiny", "nest_tiny cannot be a backbone with four levels"),  # strides 4, 8 and 16
     ],
 )
 def test_names_that_are_no_backbones(name: str, message: str) -> None:

@@ -28,7 +28,7 @@ def test_table_and_json(tmp_path, capsys):
         *("all", "text,"),
     ]
     assert lines[-2].split()[-2:] == ["50.248", "269.63"]
-    assert lines[-1].split()[-2:] == ["63.657", "74.12"]
+    assert lines[-1].split()[-2:] == ["63.657", "23.26"]
     content = json.loads(file.read_text())
     assert content["config"] == CONFIG and content["size"] == [1024, 1024]
     assert content["params_without_text"] == pytest.approx(50.25e6, abs=0.02e6)
@@ -47,6 +47,16 @@ def test_markdown_without_flops(tmp_path, capsys):
     content = json.loads(file.read_text())
     assert content["flops"] is None and content["size"] is None
     assert content["params_without_text"] == pytest.approx(50.25e6, abs=0.02e6)
+
+
+def test_text_for_every_image(capsys):
+    """Its cost is a part, and the line of the kept text has parameters alone."""
+    assert analyze_model.main(["--config-file", "projects/icpc/configs/quickstart.py"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (every,) = (line for line in lines if line[:3] == ["text,", "every", "image"])
+    assert every[3] == "0.000" and float(every[4]) > 0
+    assert lines[-1][:4] == ["text,", "once", "a", "vocabulary"]
+    assert float(lines[-1][4]) > 0 and lines[-1][5] == "-"
 
 
 def test_size_and_overrides(capsys):

@@ -13,6 +13,7 @@ from densedet.clip import read_state_dict
 from densedet.clip.attention_pool import AttentionPool
 from densedet.errors import CheckpointError, ConfigError
 from densedet.modeling.backbone.aligned import AlignedBackbone
+from densedet.modeling.backbone.efficientformer import forward_levels, free_grids
 from densedet.weights import StateDict, fit_strictly
 
 _STRIDES = [4, 8, 16, 32]
@@ -52,11 +53,15 @@ class TimmBackbone(AlignedBackbone):
         statistics = trunk.pretrained_cfg
         super().__init__(channels, _STRIDES, embed_dim, statistics["mean"], statistics["std"])
         self.trunk = trunk
+        self._grids = free_grids(trunk)
         self.pool = AttentionPool(channels[-1], embed_dim, grid) if embed_dim else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [B, 3, H, W] -> "res2" .. "res5" [B, C, h, w], and the embeddings."""
-        levels = self.trunk(images)
+        if self._grids:
+            levels = forward_levels(self.trunk.model, self._grids, images)
+        else:
+            levels = self.trunk(images)
         if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC":
             levels = [level.permute(0, 3, 1, 2) for level in levels]
         pooled, dense = self.pool(levels[-1]) if self.pool else (None, None)

@@ -1,5 +1,6 @@
 """The context decoder of DenseCLIP: text looks at the image."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -110,3 +111,8 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def image_memory(dense: Tensor, pooled: Tensor) -> Tensor:
+    """What a context decoder looks at: [B, 1 + hw, E], the image before its locations."""
+    return torch.cat([pooled[:, None], dense.flatten(2).transpose(1, 2)], dim=1)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from densedet.errors import ConfigError
 from densedet.modeling.guidance.base import Guidance, Guided
-from densedet.modeling.guidance.decoder import ContextDecoder
+from densedet.modeling.guidance.decoder import ContextDecoder, image_memory
 from densedet.modeling.guidance.prompts import PromptedTextEncoder
-from densedet.modeling.guidance.scores import score_map
+from densedet.modeling.guidance.scores import append_scores, check_temperature, score_map
 from densedet.vocabulary import Vocabulary
 
 Prompting = Literal["post", "pre"]
@@ -38,7 +38,7 @@ class DenseCLIP(Guidance):
         prompting: "post" or "pre"; "pre" needs a decoder with the text's width as ``query_dim``.
 
     Raises:
-        ConfigError: sizes that do not fit, or "pre" without a decoder.
+        ConfigError: sizes that do not fit, "pre" without a decoder, or no positive temperature.
     """
 
     embed_dim: int
@@ -58,6 +58,7 @@ class DenseCLIP(Guidance):
     ) -> None:
         super().__init__()
         _check(text, decoder, embed_dim, prompting)
+        check_temperature(temperature)
         self.text = text
         self.decoder = decoder
         self.auxiliary = auxiliary
@@ -99,7 +100,7 @@ class DenseCLIP(Guidance):
         batch = len(dense)
         if self.decoder is None:
             return self.text().expand(batch, -1, -1)
-        memory = torch.cat([pooled[:, None], dense.flatten(2).transpose(1, 2)], dim=1)
+        memory = image_memory(dense, pooled)
         if self.gamma is None:
             contexts = self.text.contexts.expand(batch, -1, -1)
             return self.text(self.decoder(contexts, memory))
@@ -109,16 +110,8 @@ class DenseCLIP(Guidance):
     def _fuse(self, features: dict[str, Tensor], scores: Tensor) -> dict[str, Tensor]:
         if self.fused_level is None:
             return dict(features)
-        level = features[self.fused_level]
-        if level.shape[-2:] != scores.shape[-2:]:
-            raise ConfigError(
-                f"scores of {tuple(scores.shape[-2:])} cells cannot be appended to "
-                f"{self.fused_level} of {tuple(level.shape[-2:])}: choose the fused_level that has "
-                "the stride of the dense embedding"
-            )
-        if self.fuse_scaled:
-            scores = scores / self.temperature
-        return {**features, self.fused_level: torch.cat([level, scores.to(level.dtype)], dim=1)}
+        fused = scores / self.temperature if self.fuse_scaled else scores
+        return append_scores(features, self.fused_level, fused)
 
     def losses(self, guided: Guided, targets: Tensor | list[Instances]) -> dict[str, Tensor]:
         """The auxiliary loss of the scores over the temperature; see `Guidance.losses`."""

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densedet.errors import ConfigError
 from densedet.modeling.scores import full_precision, max_over_groups
 
 
@@ -25,3 +26,21 @@ def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> 
     if len(groups) == num_classes:
         return cosines  # groups ascend, so every name is a category of its own
     return max_over_groups(cosines, groups, num_classes)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ConfigError unless scores can be divided by it."""
+    if temperature <= 0:
+        raise ConfigError(f"temperature={temperature}: scores are divided by it, take e.g. 0.07")
+
+
+def append_scores(features: dict[str, Tensor], name: str, scores: Tensor) -> dict[str, Tensor]:
+    """The levels with score maps [B, K, h, w] behind the channels of one; ConfigError on sizes."""
+    level = features[name]
+    if level.shape[-2:] != scores.shape[-2:]:
+        raise ConfigError(
+            f"scores of {tuple(scores.shape[-2:])} cells cannot be appended to {name} of "
+            f"{tuple(level.shape[-2:])}: choose the level that has the stride of the dense "
+            "embedding"
+        )
+    return {**features, name: torch.cat([level, scores.to(level.dtype)], dim=1)}

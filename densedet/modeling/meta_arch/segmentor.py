@@ -35,16 +35,16 @@ class Segmentor(SemanticSegmentor):
         pixel_mean, pixel_std: of RGB in 0..255; None takes the statistics that belong to the
             weights of the backbone.
         window: side of the windows in evaluation, and what training images are padded to at least,
-            pixels.
-        window_stride: from window to window, pixels.
+            pixels; None for whole pictures.
+        window_stride: from window to window, pixels; None without windows.
         tta: `densedet.modeling.test_time_augmentation.SemanticTTA`, or another function of a
             function that segments one image, and of the record; None segments once.
         predict_from: in evaluation the logits of the "head", or the "scores" of the guidance over
             its temperature. Those follow any vocabulary, and neck and head do not run.
 
     Raises:
-        ConfigError: windows that leave gaps, no vocabulary or two different ones, "scores" without
-            guidance, or a head of another number of classes.
+        ConfigError: windows that leave gaps or lack their stride, no vocabulary or two different
+            ones, "scores" without guidance, or a head of another number of classes.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Segmentor(SemanticSegmentor):
         vocabulary: Vocabulary | None = None,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
-        window: int,
-        window_stride: int,
+        window: int | None,
+        window_stride: int | None,
         tta: Callable[[Segment, dict[str, Any]], Tensor] | None = None,
         predict_from: Source = "head",
     ) -> None:
@@ -64,7 +64,10 @@ class Segmentor(SemanticSegmentor):
         super().__init__(
             backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=mean, pixel_std=std
         )
-        check_windows(window, window_stride)
+        if (window is None) is not (window_stride is None):
+            raise ConfigError("window and window_stride: give both, or neither for whole pictures")
+        if window is not None and window_stride is not None:
+            check_windows(window, window_stride)
         self.window = window
         self.window_stride = window_stride
         self.tta = tta
@@ -166,7 +169,7 @@ class Segmentor(SemanticSegmentor):
 
     def _batch(self, tensors: list[Tensor], value: float) -> Tensor:
         """Pad at the right and the bottom, at least to the window."""
-        padded = [_pad(tensor, self.window, value) for tensor in tensors]
+        padded = [_pad(tensor, self.window or 0, value) for tensor in tensors]
         divisibility = self.backbone.size_divisibility
         constraints = self.backbone.padding_constraints
         return ImageList.from_tensors(padded, divisibility, value, constraints).tensor
@@ -176,11 +179,16 @@ class Segmentor(SemanticSegmentor):
         size = (record.get("height", height), record.get("width", width))
 
         def segment(image: Tensor) -> Tensor:
-            images = self._normalise(image)[None]
-            logits = slide(images, self._predict, self.window, self.window_stride)[0]
+            logits = self._predict_whole(self._normalise(image)[None])[0]
             return sem_seg_postprocess(logits, image.shape[-2:], *size)
 
         return segment(record["image"]) if self.tta is None else self.tta(segment, record)
+
+    def _predict_whole(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K, H, W]`` of pictures ``[B, 3, H, W]``, through windows or at once."""
+        if self.window is None or self.window_stride is None:
+            return self._predict(images)
+        return slide(images, self._predict, self.window, self.window_stride)
 
     def _predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, K, H, W]`` of windows ``[B, 3, H, W]``, which any size may have."""
