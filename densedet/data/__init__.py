@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     )
     from densedet.data.region_mapper import RegionMapper
     from densedet.data.region_truth import RegionTruthMapper
+    from densedet.data.semantic_benchmarks import (
+        ade20k_full_vocabulary,
+        register_ade20k_full,
+        register_coco_stuff10k,
+    )
     from densedet.data.semantic_format import (
         load_semantic_format,
         register_ade20k,
@@ -43,6 +48,7 @@ __all__ = [
     "RegionTruthMapper",
     "ResizeToFit",
     "SemanticMapper",
+    "ade20k_full_vocabulary",
     "build_test_loader",
     "build_train_loader",
     "large_scale_jitter",
@@ -53,9 +59,11 @@ __all__ = [
     "read_proposal_file",
     "region_vocabulary",
     "register_ade20k",
+    "register_ade20k_full",
     "register_all",
     "register_clipself",
     "register_coco_format",
+    "register_coco_stuff10k",
     "register_panoptic_format",
     "register_region_images",
     "register_semantic_format",
@@ -70,6 +78,7 @@ _MODULES = {
     "RegionTruthMapper": "region_truth",
     "ResizeToFit": "transforms",
     "SemanticMapper": "semantic_mapper",
+    "ade20k_full_vocabulary": "semantic_benchmarks",
     "build_test_loader": "loader",
     "build_train_loader": "loader",
     "large_scale_jitter": "transforms",
@@ -80,9 +89,11 @@ _MODULES = {
     "read_proposal_file": "region_images",
     "region_vocabulary": "region_images",
     "register_ade20k": "semantic_format",
+    "register_ade20k_full": "semantic_benchmarks",
     "register_all": "catalog",
     "register_clipself": "region_images",
     "register_coco_format": "catalog",
+    "register_coco_stuff10k": "semantic_benchmarks",
     "register_panoptic_format": "panoptic_format",
     "register_region_images": "region_images",
     "register_semantic_format": "semantic_format",

@@ -10,6 +10,7 @@ from densedet.data.annotation_file import datasets_root, read_annotation_file, v
 from densedet.data.coco_format import coco_records
 from densedet.data.panoptic_format import register_coco_panoptic_regions
 from densedet.data.registration import is_registered
+from densedet.data.semantic_benchmarks import register_coco_stuff10k
 from densedet.data.semantic_format import register_ade20k
 from densedet.vocabulary import Vocabulary
 
@@ -134,13 +135,15 @@ def register_coco_format(
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
-    """Register OV-COCO, OV-LVIS, COCO panoptic and ADE20K, in Detectron2's layout.
+    """Register OV-COCO, OV-LVIS, COCO panoptic, ADE20K and COCO-Stuff10k, in Detectron2's layout.
 
     Names: ``ov_coco_train_seen``, ``ov_coco_val``, ``ov_lvis_train_seen``, ``ov_lvis_val``,
-    ``coco_panoptic_val``, ``ade20k_150_train``, ``ade20k_150_val``. The open-vocabulary splits are
-    computed when a data set is loaded; the training sets hold the annotations of seen classes only,
-    under the indices of the whole vocabulary (65 and 1,203 classes). No file is read here, so the
-    data need not be there.
+    ``coco_panoptic_val``, ``ade20k_150_train``, ``ade20k_150_val``,
+    ``coco_2017_train_stuff_10k_sem_seg``, ``coco_2017_test_stuff_10k_sem_seg``. The open-vocabulary
+    splits are computed when a data set is loaded; the training sets hold the annotations of seen
+    classes only, under the indices of the whole vocabulary (65 and 1,203 classes). No file is read
+    here, so the data need not be there; ADE20K-Full, whose class names come with the data, has a
+    call of its own: :func:`densedet.data.register_ade20k_full`.
 
     Args:
         root: the folder of the data sets; default is the environment variable
@@ -162,3 +165,4 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
         )
     register_coco_panoptic_regions(folder)
     register_ade20k(folder)
+    register_coco_stuff10k(folder)

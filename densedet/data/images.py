@@ -5,7 +5,8 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -14,6 +15,8 @@ from PIL import Image, ImageFile
 from densedet.errors import DatasetError, ImageError
 
 logger = logging.getLogger(__name__)
+
+_LABEL_MODES = MappingProxyType({8: ("L", "P"), 16: ("I;16", "I;16L", "I;16B")})  # Pillow's
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -34,26 +37,29 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         return np.array(detection_utils.read_image(name, format="RGB"))
 
 
-def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
+def read_label_map(path: str | os.PathLike[str], bits: Literal[8, 16] = 8) -> np.ndarray:
     """Read a map of class indices.
 
     Args:
-        path: an 8-bit grey or palette image; the labels are the numbers in the file, not colours.
+        path: a grey image, or with 8 bits a palette image; the labels are the numbers in the file,
+            not colours.
+        bits: of a label in the file.
 
     Returns:
-        [H, W] uint8 array, writable.
+        [H, W] array, uint8 or uint16, writable.
 
     Raises:
         ImageError: the file is missing, is not an image, or is truncated or corrupt.
-        DatasetError: it has colours or more than 8 bits.
+        DatasetError: it has colours or another number of bits.
     """
     name = os.fspath(path)
     with _reading(name), Image.open(name) as image:
-        if image.mode in ("L", "P"):
-            return np.array(image)
+        if image.mode in _LABEL_MODES[bits]:
+            return np.array(image, dtype=np.uint8 if bits == 8 else np.uint16)
         mode = image.mode
+    form = "an 8-bit grey PNG" if bits == 8 else "a 16-bit grey TIFF or PNG"
     raise DatasetError(
-        f"label map {name} has Pillow's mode {mode}; write it as an 8-bit grey PNG of class indices"
+        f"label map {name} has Pillow's mode {mode}; write it as {form} of class indices"
     )
 
 

@@ -1,7 +1,9 @@
 """Semantic segmentation as pairs of an image and a label map, with checks; ADE20K.
 
-A label map is an 8-bit PNG of the size of its image: the index of each pixel's class, 255 for
-pixels that count nowhere. It has the path of its image below another folder, with another suffix.
+A label map is a grey image of the size of its image: the index of each pixel's class, or the
+ignored label for pixels that count nowhere. That is 255 in 8-bit PNG; where it is above 255 (65535)
+the maps are 16-bit TIFF or PNG. A map has the path of its image below another folder, with another
+suffix.
 """
 
 import logging
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 IGNORED_LABEL = 255
 _IMAGES = (".jpg", ".jpeg", ".png")
 _LABELS = (".png",)
+_LABELS_16_BIT = (".tif", ".tiff", ".png")
 _ADE20K = "ADEChallengeData2016"
 _ADE20K_HINT = (
     "ADE20K-150 (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip so that there "
@@ -44,8 +47,9 @@ def load_semantic_format(
     vocabulary: Vocabulary,
     hint: str = "",
     label_hint: str = "",
+    ignore_label: int = IGNORED_LABEL,
 ) -> list[dict[str, Any]]:
-    """Pair the images of one folder (JPEG, PNG) with the label maps (PNG) of another.
+    """Pair the images of one folder (JPEG, PNG) with the label maps (PNG, TIFF) of another.
 
     Folders below them are searched as well. No image or label map is opened.
 
@@ -55,6 +59,7 @@ def load_semantic_format(
         vocabulary: names the labels, in the order of their numbers.
         hint: added to the message if there are no images: where they come from.
         label_hint: the same for label maps; default is ``hint``.
+        ignore_label: label of pixels that count nowhere; above 255 the label maps have 16 bits.
 
     Returns:
         One dict an image in the order of the paths: "file_name" and "sem_seg_file_name".
@@ -62,15 +67,17 @@ def load_semantic_format(
     Raises:
         DatasetError: a folder is missing or has no such file; an image has no label map or a label
             map no image; two files differ in their suffix alone; the vocabulary has more categories
-            than an 8-bit label map can number.
+            than the label maps can number.
     """
-    if len(vocabulary) > IGNORED_LABEL:
+    if len(vocabulary) > ignore_label:
+        bits = 8 if ignore_label <= 255 else 16
         raise DatasetError(
-            f"a vocabulary of {len(vocabulary)} categories: 8-bit label maps with {IGNORED_LABEL} "
-            f"for ignored pixels number at most {IGNORED_LABEL}"
+            f"a vocabulary of {len(vocabulary)} categories: {bits}-bit label maps with "
+            f"{ignore_label} for ignored pixels number at most {ignore_label}"
         )
     images = _files(Path(image_root), _IMAGES, "image", hint)
-    labels = _files(Path(label_root), _LABELS, "label map", label_hint or hint)
+    suffixes = _LABELS if ignore_label <= 255 else _LABELS_16_BIT
+    labels = _files(Path(label_root), suffixes, "label map", label_hint or hint)
     _check_pairs(images, labels, f"label map in {label_root}")
     _check_pairs(labels, images, f"image in {image_root}")
     logger.info("%s: %d images with label maps", image_root, len(images))
@@ -118,15 +125,17 @@ def register_semantic_format(
     hint: str = "",
     label_hint: str = "",
     check: Callable[[list[dict[str, Any]]], None] | None = None,
+    ignore_label: int = IGNORED_LABEL,
 ) -> None:
     """Register images with label maps; the folders are read when the data set is loaded.
 
-    The metadata are ``stuff_classes``, ``vocabulary``, ``ignore_label`` (255), ``image_root``,
+    The metadata are ``stuff_classes``, ``vocabulary``, ``ignore_label``, ``image_root``,
     ``sem_seg_root``, ``evaluator_type`` ("sem_seg") and ``registration`` (the arguments).
 
     Args:
         name: name in Detectron2's catalogs.
-        image_root, label_root, vocabulary, hint, label_hint: see :func:`load_semantic_format`.
+        image_root, label_root, vocabulary, hint, label_hint, ignore_label: see
+            :func:`load_semantic_format`.
         check: called with the records when the data set is loaded; raises DatasetError.
 
     Raises:
@@ -137,12 +146,15 @@ def register_semantic_format(
         "image_root": os.fspath(image_root),
         "label_root": os.fspath(label_root),
         "vocabulary": vocabulary,
+        "ignore_label": ignore_label,
     }
     if is_registered(name, arguments):
         return
 
     def load() -> list[dict[str, Any]]:
-        records = load_semantic_format(image_root, label_root, vocabulary, hint, label_hint)
+        records = load_semantic_format(
+            image_root, label_root, vocabulary, hint, label_hint, ignore_label
+        )
         if check is not None:
             check(records)
         return records
@@ -151,7 +163,7 @@ def register_semantic_format(
     MetadataCatalog.get(name).set(
         stuff_classes=list(vocabulary.labels),
         vocabulary=vocabulary,
-        ignore_label=IGNORED_LABEL,
+        ignore_label=ignore_label,
         image_root=arguments["image_root"],
         sem_seg_root=arguments["label_root"],
         evaluator_type="sem_seg",

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,28 +22,30 @@ class LabelReader:
 
     Args:
         num_classes: labels are below it, except ``ignore_value``.
-        ignore_value: label of the pixels that count nowhere.
+        ignore_value: label of the pixels that count nowhere; above 255 (ADE20K-Full: 65535) the
+            label maps have 16 bits, else 8.
 
     Raises:
-        ConfigError: ``ignore_value`` is the index of a class, or no 8-bit label.
+        ConfigError: ``ignore_value`` is the index of a class, or no 16-bit label.
     """
 
     def __init__(self, num_classes: int, ignore_value: int = 255) -> None:
-        if not 0 < num_classes <= ignore_value <= 255:
+        if not 0 < num_classes <= ignore_value <= 65535:
             raise ConfigError(
                 f"ignore_value={ignore_value} is a label of the {num_classes} classes, or above "
-                "255; give one between"
+                "65535; give one between"
             )
         self.num_classes, self.ignore_value = num_classes, ignore_value
+        self._bits: Literal[8, 16] = 8 if ignore_value <= 255 else 16
 
-    def __call__(self, path: str | os.PathLike[str], dtype: DTypeLike = np.uint8) -> np.ndarray:
-        """Read a label map: [H, W] of ``dtype``, writable.
+    def __call__(self, path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> np.ndarray:
+        """Read a label map: [H, W] of ``dtype`` (default: that of the file), writable.
 
         Raises:
             ImageError: the file is missing, truncated or not an image.
-            DatasetError: it is not 8-bit, or has a label that is no class.
+            DatasetError: it has another number of bits, or a label that is no class.
         """
-        labels = read_label_map(path)
+        labels = read_label_map(path, self._bits)
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_value)]
         if wrong.size:
             raise DatasetError(
@@ -51,7 +53,7 @@ class LabelReader:
                 f"{self.num_classes} classes (0 to {self.num_classes - 1}) and not the ignored "
                 f"{self.ignore_value}; were the labels prepared?"
             )
-        return labels.astype(dtype, copy=False)
+        return labels if dtype is None else labels.astype(dtype, copy=False)
 
 
 class SemanticMapper:
@@ -59,7 +61,8 @@ class SemanticMapper:
 
     Args:
         is_train: whether to read label maps.
-        augmentations: applied in order, see :mod:`densedet.data.transforms`.
+        augmentations: applied in order, see :mod:`densedet.data.transforms`; Detectron2's own that
+            resize take 8-bit labels only.
         num_classes, ignore_value: see :class:`LabelReader`.
 
     Raises:
@@ -90,8 +93,8 @@ class SemanticMapper:
 
         Raises:
             ImageError: an image or a label map is missing, truncated or not an image.
-            DatasetError: a label map is not 8-bit, of another size than its image, or has a label
-                that is no class.
+            DatasetError: a label map has another number of bits or another size than its image, or
+                has a label that is no class.
         """
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"])

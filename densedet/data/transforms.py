@@ -75,7 +75,16 @@ class ResizeToFit(T.Augmentation):
         factor = np.random.uniform(*self.factors)
         height, width = image.shape[:2]
         new = fit_size(height, width, self.long, self.short, factor)
-        return T.ResizeTransform(height, width, *new, Image.Resampling.BILINEAR)
+        return _Resize(height, width, *new, Image.Resampling.BILINEAR)
+
+
+class _Resize(T.ResizeTransform):
+    """Detectron2's, whose label maps have 8 bits only; Pillow takes 16 as well."""
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Take the nearest label: [H, W] uint8 or uint16 -> [H', W']."""
+        image = Image.fromarray(segmentation)
+        return np.asarray(image.resize((self.new_w, self.new_h), Image.Resampling.NEAREST))
 
 
 class PhotometricDistortion(T.Augmentation):

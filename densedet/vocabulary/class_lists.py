@@ -1,12 +1,14 @@
 """The class lists that densedet ships, each fact once, in ``resources/*.json``.
 
 Base lists (``coco_panoptic``, ``lvis_v1``, ``ade20k_150``) are written by
-``tools/make_class_lists.py`` from Detectron2's metadata. Everything else is derived here: COCO's 80
-are the things of its 133, a split is a base list with other ``seen`` flags.
+``tools/make_class_lists.py`` from Detectron2's metadata, ``coco_stuff`` holds COCO-Stuff's 91 kinds
+of stuff. Everything else is derived here: COCO's 80 are the things of its 133, a split is a base
+list with other ``seen`` flags.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -42,7 +44,8 @@ def class_list_ids(name: str) -> tuple[int, ...]:
     """The category ids of the data set's annotation files, in the order of the class list.
 
     COCO's ids have gaps (1 to 90 for the 80 things), LVIS v1 has 1 to 1203, ADE20K 0 to 149 (in the
-    files that Detectron2's ``prepare_ade20k_sem_seg.py`` writes), the Shapes World 1 to 70.
+    files that Detectron2's ``prepare_ade20k_sem_seg.py`` writes), COCO-Stuff10k 0 to 170 (see
+    :func:`densedet.data.register_coco_stuff10k`), the Shapes World 1 to 70.
 
     Raises:
         VocabularyError: unknown name.
@@ -55,6 +58,25 @@ def shapes_world_words() -> ShapesWorldWords:
     data = _resource("shapes_world")
     fields = ("colours", "kinds", "stuff", "unseen_kinds")
     return ShapesWorldWords(**{field: tuple(data[field]) for field in fields})
+
+
+def unambiguous_names(labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names in labels such as "road, route", save those that another label has as well.
+
+    The first name of a label stays where no other label has it first, or nothing else is left.
+
+    Returns:
+        For each label its names, at least one, in order.
+    """
+    names = [[part.strip() for part in label.split(",")] for label in labels]
+    keys = Counter(key for parts in names for key in {prompt_key(part) for part in parts})
+    firsts = Counter(prompt_key(parts[0]) for parts in names)
+
+    def chosen(first: str, *others: str) -> tuple[str, ...]:
+        own = tuple(part for part in others if keys[prompt_key(part)] == 1)
+        return (first, *own) if firsts[prompt_key(first)] == 1 or not own else own
+
+    return [chosen(*parts) for parts in names]
 
 
 def _entries(name: str) -> list[Entry]:
@@ -80,6 +102,15 @@ def _coco_panoptic() -> list[Entry]:
 
 def _coco() -> list[Entry]:
     return [entry for entry in _coco_panoptic() if entry[1].kind == "thing"]
+
+
+def _coco_stuff_171() -> list[Entry]:
+    """COCO's 80 things in its order, then the 91 kinds of stuff in that of the alphabet.
+
+    The labels are COCO-Stuff's own ("wall-brick", "door-stuff") and the only prompts.
+    """
+    stuff = [Category(name, kind="stuff") for name in _resource("coco_stuff")["stuff"]]
+    return list(enumerate([category for _, category in _coco()] + stuff))
 
 
 def _ov_coco() -> list[Entry]:
@@ -116,14 +147,12 @@ def _ade20k_150() -> list[Entry]:
     "ground", "counter", "screen", "pot" and "stool" occur twice; the first name of a label stays.
     All 150 are "stuff", as in Detectron2's registration for semantic segmentation.
     """
-    names = {label: [part.strip() for part in label.split(",")] for _, label in _ade20k_labels()}
-    keys = [prompt_key(part) for parts in names.values() for part in parts]
-
-    def prompts(label: str) -> tuple[str, ...]:
-        first, *others = names[label]
-        return (first, *(part for part in others if keys.count(prompt_key(part)) == 1))
-
-    return [(i, Category(label, prompts(label), kind="stuff")) for i, label in _ade20k_labels()]
+    labels = _ade20k_labels()
+    prompts = unambiguous_names([label for _, label in labels])
+    return [
+        (i, Category(label, names, kind="stuff"))
+        for (i, label), names in zip(labels, prompts, strict=True)
+    ]
 
 
 def _ade20k_150_denseclip() -> list[Entry]:
@@ -168,6 +197,7 @@ _BUILDERS: Mapping[str, Callable[[], list[Entry]]] = MappingProxyType(
     {
         "coco": _coco,
         "coco_panoptic": _coco_panoptic,
+        "coco_stuff_171": _coco_stuff_171,
         "lvis_v1": _lvis_v1,
         "ov_coco": _ov_coco,
         "ov_lvis": _ov_lvis,

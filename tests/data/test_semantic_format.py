@@ -74,6 +74,8 @@ def test_labels_of_8_bits_number_255_categories(tmp_path: Path, put: Callable[..
     assert len(load_semantic_format(*folders, Vocabulary.parse(";".join(words[:255])))) == 1
     with pytest.raises(DatasetError, match="256 categories: 8-bit"):
         load_semantic_format(*folders, Vocabulary.parse(";".join(words)))
+    many = Vocabulary.parse(";".join(words))
+    assert len(load_semantic_format(*folders, many, ignore_label=65535)) == 1, "16-bit PNG"
 
 
 def test_metadata_and_registering_twice(tmp_path: Path, put: Callable[..., None]) -> None:

@@ -102,6 +102,36 @@ def test_labels_that_are_not_8_bit(record: dict[str, Any], tmp_path: Path, mode:
         SemanticMapper(True, [], 4)(record)
 
 
+def test_labels_of_16_bits(record: dict[str, Any], tmp_path: Path) -> None:
+    labels = LABELS.astype(np.uint16) + 843
+    labels[0, 0] = 65535
+    record["sem_seg_file_name"] = str(tmp_path / "labels.tif")
+    Image.fromarray(labels).save(tmp_path / "labels.tif")
+    augmentations = [ResizeToFit(60, 40), T.RandomFlip(prob=1.0)]
+    sample = SemanticMapper(True, augmentations, 847, 65535)(record)["sem_seg"]
+    expected = labels.astype(np.int64).repeat(10, axis=0).repeat(10, axis=1)[:, ::-1].copy()
+    assert torch.equal(sample, torch.from_numpy(expected))
+    read = LabelReader(847, 65535)(record["sem_seg_file_name"])
+    assert read.dtype == np.uint16 and np.array_equal(read, labels)
+    with pytest.raises(DatasetError, match=r"label 846, which is none of the 846 classes \(0 to"):
+        SemanticMapper(True, [], 846, 65535)(record)
+    with pytest.raises(DatasetError, match="mode I;16; write it as an 8-bit grey PNG"):
+        SemanticMapper(True, [], 4)(record)
+    Image.fromarray(LABELS).save(tmp_path / "labels.tif")
+    with pytest.raises(DatasetError, match=r"labels\.tif has Pillow's mode L; write .* a 16-bit"):
+        LabelReader(847, 65535)(tmp_path / "labels.tif")
+
+
+def test_16_bit_labels_of_the_other_byte_order(tmp_path: Path) -> None:
+    path = tmp_path / "labels.tif"
+    data = np.array([[258, 65535]], dtype=">u2").tobytes()
+    Image.frombytes("I;16B", (2, 1), data).save(path)
+    with Image.open(path) as image:
+        assert image.mode == "I;16B"
+    labels = LabelReader(847, 65535)(path)
+    assert labels.dtype == np.uint16 and labels.tolist() == [[258, 65535]]
+
+
 def test_broken_files(record: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "labels.png"
     path.write_bytes(path.read_bytes()[:-30])
@@ -114,7 +144,7 @@ def test_broken_files(record: dict[str, Any], tmp_path: Path) -> None:
         SemanticMapper(True, [], 4)({**record, "width": 9})
 
 
-@pytest.mark.parametrize(("classes", "ignored"), [(4, 3), (4, 256), (0, 255), (256, 255)])
+@pytest.mark.parametrize(("classes", "ignored"), [(4, 3), (4, 65536), (0, 255), (256, 255)])
 def test_an_ignored_label_that_cannot_be(classes: int, ignored: int) -> None:
     with pytest.raises(ConfigError, match=f"ignore_value={ignored}"):
         SemanticMapper(True, [], classes, ignored)

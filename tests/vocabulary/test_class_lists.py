@@ -5,6 +5,7 @@ import pytest
 
 from densedet.errors import VocabularyError
 from densedet.vocabulary import CLASS_LISTS, Vocabulary, class_list_ids, shapes_world_words
+from densedet.vocabulary.class_lists import unambiguous_names
 
 # CLIPSelf / OVR-CNN: category ids of the 48 base, 17 novel and 15 unused COCO classes.
 OV_COCO_NOVEL = (5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87)
@@ -26,6 +27,7 @@ DENSECLIP_PROMPTS = """
 SIZES = {
     "coco": (80, 0),
     "coco_panoptic": (133, 0),
+    "coco_stuff_171": (171, 0),
     "lvis_v1": (1203, 0),
     "ov_coco": (65, 17),
     "ov_lvis": (1203, 337),
@@ -61,6 +63,35 @@ def test_coco_is_the_things_of_coco_panoptic() -> None:
     ids = class_list_ids("coco")
     assert (ids[0], ids[11], ids[-1]) == (1, 13, 90)
     assert class_list_ids("coco_panoptic")[:80] == ids
+
+
+def test_coco_stuff_is_coco_and_91_kinds_of_stuff() -> None:
+    stuff = Vocabulary.named("coco_stuff_171")
+    assert stuff.labels[:80] == Vocabulary.named("coco").labels
+    assert stuff.kinds == ("thing",) * 80 + ("stuff",) * 91
+    assert list(stuff.labels[80:]) == sorted(stuff.labels[80:]), "in the order of the alphabet"
+    assert (stuff.labels[80], stuff.labels[-1]) == ("banner", "wood")
+    # COCO panoptic has some of these as they are, under the ids 92 to 182 of all 91
+    panoptic = zip(
+        class_list_ids("coco_panoptic")[80:],
+        Vocabulary.named("coco_panoptic", kind="stuff").labels,
+        strict=True,
+    )
+    whole = [(i, label) for i, label in panoptic if not label.endswith(("-merged", "-other"))]
+    assert len(whole) == 34
+    assert all(stuff.labels[80 + i - 92] == label for i, label in whole)
+    assert class_list_ids("coco_stuff_171") == tuple(range(171))
+
+
+def test_unambiguous_names() -> None:
+    labels = ["screen, crt screen", "screen, silver screen", "bag", "bag, purse", "road, Bag, way"]
+    assert unambiguous_names(labels) == [
+        ("crt screen",),
+        ("silver screen",),
+        ("bag",),
+        ("purse",),
+        ("road", "way"),
+    ]
 
 
 def test_ov_coco_split() -> None:

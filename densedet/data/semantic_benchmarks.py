@@ -1,0 +1,148 @@
+"""COCO-Stuff10k and ADE20K-Full, in the layouts that MaskFormer's preparation scripts write."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from densedet.data.annotation_file import datasets_root
+from densedet.data.semantic_format import register_semantic_format
+from densedet.errors import DatasetError
+from densedet.vocabulary import Category, Vocabulary
+from densedet.vocabulary.class_lists import unambiguous_names
+
+ADE20K_FULL_IGNORED = 65535
+_ADE20K_FULL_CLASSES = 847
+_COCO_STUFF = "coco/coco_stuff_10k"
+_ADE20K_FULL = "ADE20K_2021_17_01"
+_COCO_STUFF_HINT = (
+    "COCO-Stuff10k (https://github.com/nightrome/cocostuff10k): unpack cocostuff-10k-v1.0.zip so "
+    f"that there are the folders annotations, imageLists and images in <root>/{_COCO_STUFF}, run "
+    "MaskFormer's datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py, which writes images_detectron2 "
+    "and annotations_detectron2 (label 1 of the .mat files becomes 255, every other label two "
+    "less), and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+_ADE20K_FULL_HINT = (
+    "ADE20K-Full (https://groups.csail.mit.edu/vision/datasets/ADE20K/): unpack it so that there "
+    f"is <root>/{_ADE20K_FULL}/index_ade20k.pkl, run MaskFormer's "
+    "datasets/prepare_ade20k_full_sem_seg.py, which writes images_detectron2 and "
+    "annotations_detectron2, and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+_CATEGORIES_HINT = (
+    "densedet does not ship the names of the 847 classes; write them as JSON, a list of objects "
+    "with 'name' and 'trainId' (the class's number in the label maps), from where the label maps "
+    "were made: ADE20K_SEM_SEG_FULL_CATEGORIES in MaskFormer's "
+    "datasets/prepare_ade20k_full_sem_seg.py is such a list"
+)
+
+
+def register_coco_stuff10k(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``coco_2017_{train,test}_stuff_10k_sem_seg``: 9,000 and 1,000 images, 171 classes.
+
+    Annotations of version 1.0; the names are MaskFormer's. The label maps are 8-bit PNG in
+    ``coco/coco_stuff_10k/annotations_detectron2/{train,test}``, the images in
+    ``images_detectron2/{train,test}`` beside it. Version 1.1 numbers its classes otherwise.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
+
+    Raises:
+        DatasetError: one of the names is taken by another data set. On loading: as
+            :func:`densedet.data.load_semantic_format`.
+    """
+    folder = datasets_root(root) / _COCO_STUFF
+    for part in ("train", "test"):
+        register_semantic_format(
+            f"coco_2017_{part}_stuff_10k_sem_seg",
+            folder / "images_detectron2" / part,
+            folder / "annotations_detectron2" / part,
+            Vocabulary.named("coco_stuff_171"),
+            hint=_COCO_STUFF_HINT,
+        )
+
+
+def register_ade20k_full(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``ade20k_full_sem_seg_{train,val}``, 847 classes; the names are MaskFormer's.
+
+    The label maps are 16-bit TIFF with 65535 for ignored pixels, in
+    ``ADE20K_2021_17_01/annotations_detectron2/{training,validation}``, the images in
+    ``images_detectron2/{training,validation}`` beside it.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". The names of the classes are read here.
+
+    Raises:
+        DatasetError: as :func:`ade20k_full_vocabulary`; one of the names is taken by another data
+            set. On loading: as :func:`densedet.data.load_semantic_format`.
+    """
+    folder = datasets_root(root) / _ADE20K_FULL
+    vocabulary = ade20k_full_vocabulary(root)
+    for part, subfolder in (("train", "training"), ("val", "validation")):
+        register_semantic_format(
+            f"ade20k_full_sem_seg_{part}",
+            folder / "images_detectron2" / subfolder,
+            folder / "annotations_detectron2" / subfolder,
+            vocabulary,
+            hint=_ADE20K_FULL_HINT,
+            ignore_label=ADE20K_FULL_IGNORED,
+        )
+
+
+def ade20k_full_vocabulary(root: str | os.PathLike[str] | None = None) -> Vocabulary:
+    """The 847 classes, read from ``ADE20K_2021_17_01/categories.json`` below ``root``.
+
+    The file is a list of objects with "name" ("screen, crt screen") and "trainId" (0 to 846, the
+    number in the label maps). A name is the label; its only prompt is the first of its parts that
+    means this class alone, as far as there is one ("crt screen"), which is our choice.
+
+    Args:
+        root: see :func:`register_ade20k_full`.
+
+    Raises:
+        DatasetError: the file is missing or not such a list.
+        VocabularyError: two classes have the same name.
+    """
+    path = datasets_root(root) / _ADE20K_FULL / "categories.json"
+    labels = _full_labels(path)
+    prompts = unambiguous_names(labels)
+    return Vocabulary(
+        tuple(
+            Category(label, names[:1], kind="stuff")
+            for label, names in zip(labels, prompts, strict=True)
+        )
+    )
+
+
+def _full_labels(path: Path) -> list[str]:
+    """The names in the order of their numbers."""
+    names: dict[int, str] = {}
+    for record in _read_list(path):
+        fields: dict[str, Any] = record if isinstance(record, dict) else {}
+        number, name = fields.get("trainId", -1), fields.get("name")
+        if number not in range(_ADE20K_FULL_CLASSES) or number in names or not name:
+            raise DatasetError(
+                f"{path}: {record!r} has no 'name', or its 'trainId' is not from 0 to 846 or used "
+                "twice; correct the record"
+            )
+        names[number] = str(name)
+    if len(names) < _ADE20K_FULL_CLASSES:
+        missing = min(set(range(_ADE20K_FULL_CLASSES)) - set(names))
+        raise DatasetError(
+            f"{path} has {len(names)} of 847 classes, none with the 'trainId' {missing}; add those "
+            "that are missing"
+        )
+    return [names[number] for number in sorted(names)]
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist; {_CATEGORIES_HINT}") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as JSON ({error}); write it again") from error
+    if not isinstance(data, list):
+        raise DatasetError(f"{path} holds no list; {_CATEGORIES_HINT}")
+    return data

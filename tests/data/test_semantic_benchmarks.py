@@ -1,0 +1,189 @@
+"""COCO-Stuff10k and ADE20K-Full on small files of their official layouts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from PIL import Image
+
+from densedet.data import (
+    ade20k_full_vocabulary,
+    register_ade20k_full,
+    register_all,
+    register_coco_stuff10k,
+)
+from densedet.errors import DatasetError, VocabularyError
+from densedet.vocabulary import Vocabulary
+
+CONFIGS = Path(__file__).parents[2] / "configs/common/data"
+STUFF = "coco/coco_stuff_10k"
+FULL = "ADE20K_2021_17_01"
+RECORDS = [
+    {"name": name, "id": 9 + i, "trainId": i}
+    for i, name in enumerate(["wall", "screen, crt screen", "screen, silver screen"])
+] + [{"name": f"thing {i}, object {i}", "id": 9 + i, "trainId": i} for i in range(3, 847)]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the data sets; no file in it yet."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+def _write(folder: Path, part: str, labels: np.ndarray, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    for name, array, ending in (("images", pixels, ".jpg"), ("annotations", labels, suffix)):
+        path = folder / f"{name}_detectron2" / part / f"a{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def _write_categories(root: Path, records: Any) -> None:
+    (root / FULL).mkdir(exist_ok=True)
+    (root / FULL / "categories.json").write_text(json.dumps(records))
+
+
+def _labels(classes: int, ignored: int) -> np.ndarray:
+    dtype = np.uint8 if ignored == 255 else np.uint16
+    labels = np.random.default_rng(0).integers(0, classes, (80, 100)).astype(dtype)
+    labels[:8] = ignored
+    labels[8, 0] = classes - 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "parts", "classes", "ignored", "suffix"),
+    [
+        ("coco_stuff10k", STUFF, ("train", "test"), 171, 255, ".png"),
+        ("ade20k_full", FULL, ("training", "validation"), 847, 65535, ".tif"),
+    ],
+)
+def test_config_builds(
+    root: Path,
+    name: str,
+    folder: str,
+    parts: tuple[str, str],
+    classes: int,
+    ignored: int,
+    suffix: str,
+) -> None:
+    labels = _labels(classes, ignored)
+    for part in parts:
+        _write(root / folder, part, labels, suffix)
+    _write_categories(root, RECORDS)
+    dataloader = LazyConfig.load(str(CONFIGS / f"{name}.py")).dataloader
+    assert dataloader.train.total_batch_size == 16
+    dataloader.train.update(total_batch_size=2, num_workers=0)
+    dataloader.test.num_workers, dataloader.crop_size = 0, 64
+    for call in dataloader.register:
+        instantiate(call)
+    metadata = MetadataCatalog.get(dataloader.train.dataset.names)
+    assert (len(metadata.vocabulary), metadata.ignore_label) == (classes, ignored)
+    for sample in next(iter(instantiate(dataloader.train))):
+        assert sample["image"].shape[1:] == sample["sem_seg"].shape
+        found = set(sample["sem_seg"].unique().tolist())
+        assert found <= {*range(classes), ignored} and len(found) > 2
+    ((sample,),) = list(instantiate(dataloader.test))
+    evaluator = instantiate(dataloader.evaluator)
+    assert isinstance(evaluator, SemSegEvaluator)
+    truth = evaluator.sem_seg_loading_fn(sample["sem_seg_file_name"], dtype=int)
+    assert np.array_equal(truth, labels)
+
+
+def test_perfect_and_wrong_predictions_are_scored_without_the_ignored(root: Path) -> None:
+    import torch
+
+    _write(root / FULL, "validation", np.array([[0, 846], [65535, 5]], dtype=np.uint16), ".tif")
+    _write_categories(root, RECORDS)
+    register_ade20k_full()
+    dataloader = LazyConfig.load(str(CONFIGS / "ade20k_full.py")).dataloader
+    dataloader.evaluator.distributed = False
+    evaluator = instantiate(dataloader.evaluator)
+    evaluator.reset()
+    (record,) = DatasetCatalog.get("ade20k_full_sem_seg_val")
+    scores = torch.zeros(847, 2, 2)
+    for label, y, x in ((0, 0, 0), (846, 0, 1), (7, 1, 0), (6, 1, 1)):
+        scores[label, y, x] = 1
+    evaluator.process([record], [{"sem_seg": scores}])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == pytest.approx(100 * 2 / 3)
+
+
+def test_names_and_metadata(root: Path) -> None:
+    register_coco_stuff10k()
+    register_all(root)  # registers it as well; the same root
+    stuff = MetadataCatalog.get("coco_2017_test_stuff_10k_sem_seg")
+    assert stuff.vocabulary == Vocabulary.named("coco_stuff_171")
+    assert stuff.sem_seg_root == str(root / STUFF / "annotations_detectron2/test")
+    _write_categories(root, RECORDS[::-1])
+    for _ in range(2):
+        register_ade20k_full()
+    full = MetadataCatalog.get("ade20k_full_sem_seg_train")
+    assert full.stuff_classes[:2] == ["wall", "screen, crt screen"]
+    assert full.vocabulary.synonyms[:4] == ("wall", "crt screen", "silver screen", "thing 3")
+    assert full.vocabulary == ade20k_full_vocabulary(root)
+    assert full.image_root == str(root / FULL / "images_detectron2/training")
+
+
+def test_missing_folders_say_what_is_to_do(root: Path) -> None:
+    register_coco_stuff10k()
+    with pytest.raises(DatasetError, match=r"images_detectron2/train does.*cocostuff-10k-v1\.0"):
+        DatasetCatalog.get("coco_2017_train_stuff_10k_sem_seg")
+    with pytest.raises(DatasetError, match=r"categories\.json does not exist; densedet does"):
+        register_ade20k_full()
+    _write_categories(root, RECORDS)
+    register_ade20k_full()
+    with pytest.raises(DatasetError, match=r"does not exist; ADE20K-Full .*prepare_ade20k"):
+        DatasetCatalog.get("ade20k_full_sem_seg_val")
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({"a": 1}, "holds no list"),
+        (RECORDS[:-1], "has 846 of 847 classes, none with the 'trainId' 846"),
+        (
+            [*RECORDS, {"name": "more", "trainId": 847}],
+            "'trainId': 847}.*not from 0 to 846",
+        ),
+        ([*RECORDS, {"name": "again", "trainId": 3}], "'again', 'trainId': 3}.* used twice"),
+        ([{"trainId": 0}], "{'trainId': 0} has no 'name'"),
+        (["wall"], "'wall' has no 'name'"),
+        ([{"name": "wall", "trainId": [1]}], "not from 0 to 846"),
+    ],
+)
+def test_lists_of_classes_that_cannot_be(root: Path, records: Any, message: str) -> None:
+    _write_categories(root, records)
+    with pytest.raises(DatasetError, match=message):
+        ade20k_full_vocabulary()
+
+
+def test_two_classes_of_one_name(root: Path) -> None:
+    _write_categories(root, [*RECORDS[:-1], {"name": "wall", "trainId": 846}])
+    with pytest.raises(VocabularyError, match="label 'wall' is already used"):
+        ade20k_full_vocabulary()
+
+
+def test_a_list_that_is_cut_off(root: Path) -> None:
+    _write_categories(root, RECORDS)
+    path = root / FULL / "categories.json"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DatasetError, match=r"categories\.json cannot be read as JSON"):
+        ade20k_full_vocabulary(root)
+
+
+def test_labels_of_version_1_1_are_refused(root: Path) -> None:
+    _write(root / STUFF, "test", np.full((4, 6), 180, dtype=np.uint8), ".png")
+    register_coco_stuff10k()
+    (record,) = DatasetCatalog.get("coco_2017_test_stuff_10k_sem_seg")
+    reader = instantiate(
+        LazyConfig.load(str(CONFIGS / "coco_stuff10k.py")).dataloader.evaluator.sem_seg_loading_fn
+    )
+    with pytest.raises(DatasetError, match="label 180, which is none of the 171 classes"):
+        reader(record["sem_seg_file_name"])
