@@ -1,13 +1,15 @@
 """Every config of the project is built; large ones on the meta device."""
 
+import json
+
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 
 from densedet import model_zoo
 from densedet.clip import ClipVisual, unlock
-from densedet.engine.analysis import without_weights
+from densedet.engine.analysis import analyze, without_weights
 from densedet.modeling.backbone import find_guided
 from densedet.modeling.guidance import BoxScoreLoss, PixelScoreLoss
 from densedet.modeling.meta_arch import OpenVocabularyRCNN, RegionCLIP
@@ -16,13 +18,30 @@ from densedet.vocabulary import Vocabulary
 
 CONFIGS = model_zoo.list()
 CLIPSELF = "projects/clipself/configs/"
-
-
 DENSECLIP = "projects/denseclip/configs/"
+ICPC = "projects/icpc/configs/"
+BRIDGE = "projects/language_bridge/configs/"
+
+
+@pytest.fixture(scope="module")
+def categories(tmp_path_factory):
+    """A root of data sets with the names of ADE20K-Full's classes, which the user supplies."""
+    root = tmp_path_factory.mktemp("datasets")
+    folder = root / "ADE20K_2021_17_01"
+    folder.mkdir()
+    records = [{"name": f"thing {i}", "trainId": i} for i in range(847)]
+    records[5]["name"] = "video cassette recorder player, vcr"  # as long as real names are
+    (folder / "categories.json").write_text(json.dumps(records))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def datasets(categories, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(categories))
 
 
 def has_roi_heads(name):
-    if name.startswith(DENSECLIP):
+    if name.startswith((DENSECLIP, ICPC, BRIDGE)):
         return "mask_rcnn" in name
     return not name.startswith(CLIPSELF) or "detector" in name
 
@@ -67,6 +86,11 @@ def test_there_are_the_published_rows():
     guided = {name.removesuffix("_clip") + "_denseclip" for name in baselines}
     names = {name.removeprefix(DENSECLIP).removesuffix(".py") for name in CONFIGS}
     assert names >= baselines | guided | {f"{name}_released" for name in guided}
+    names = {name.removeprefix(ICPC).removesuffix(".py") for name in CONFIGS}
+    assert names >= {"quickstart", *(f"{data}_{clip}_icpc" for data in STUFF for clip in TOWERS)}
+    names = {name.removeprefix(BRIDGE).removesuffix(".py") for name in CONFIGS}
+    kinds = ("semantic_fpn", "denseclip", "bridge")
+    assert names >= {"quickstart", *(f"ade20k_{t}_{k}" for t in LIGHTWEIGHT for k in kinds)}
 
 
 def test_model_optimizer_and_schedule_can_be_built(config):
@@ -327,3 +351,133 @@ def test_levels_of_backbone_and_dense_heads_agree(name):
         level = guided.guidance.fused_level
         assert guided.output_shape()[level].channels == trunk[level].channels + classes
         assert trunk[level].stride == guided.trunk.visual.stride
+
+
+# data: training set, classes, ignored label, iterations
+STUFF = {
+    "ade20k": ("ade20k_150_train", 150, 255, 80000),
+    "coco_stuff10k": ("coco_2017_train_stuff_10k_sem_seg", 171, 255, 80000),
+    "ade20k_full": ("ade20k_full_sem_seg_train", 847, 65535, 160000),
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("data", STUFF)
+def test_the_recipes_of_icpc(data, tower):
+    """The same but for data, classes and labels; whatever reads labels agrees on the ignored."""
+    cfg = load(f"{ICPC}{data}_{tower}_icpc.py")
+    check_tower(cfg, f"{tower}_icpc")
+    names, classes, ignored, iterations = STUFF[data]
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    assert (train.total_batch_size, train.dataset.names) == (16, names)
+    assert cfg.train.max_iter == iterations == instantiate(cfg.lr_multiplier).max_iter
+    assert cfg.train.clip_grad == {"max_norm": 1.0, "norm_type": 2.0}
+    crop = {"vitb16": 640}.get(tower, 512)
+    assert cfg.dataloader.crop_size == crop == build(cfg).window
+    assert train.mapper.augmentations[1].ignored_category == ignored
+    for reader in (train.mapper, test.mapper, cfg.dataloader.evaluator.sem_seg_loading_fn):
+        assert (reader.num_classes, reader.get("ignore_value", 255)) == (classes, ignored)
+
+    model = build(cfg)
+    guidance = find_guided(model.backbone).guidance
+    assert model.sem_seg_head.ignore_value == guidance.auxiliary.ignore_value == ignored
+    assert len(model.vocabulary) == classes
+    assert (guidance.condition.mode, guidance.contrast.mode) == ("add", "t2p+p2p")
+    assert guidance.decoder is None and guidance.contrast_start_iter == 5000
+    assert guidance.levels == ["res3", "res4", "res5"]
+    trunk = find_guided(model.backbone).trunk
+    assert trunk.output_shape()[guidance.dense_level].stride == trunk.visual.stride
+    assert guidance.text.encoder.checkpointing is (data == "ade20k_full")
+
+
+PREFIX = "model.backbone.bottom_up.guidance."
+# what the README lists: one line of overrides to the number of parameters that it adds
+ABLATION = {
+    "condition.mode=static": -(1024 * 64 + 64 + 64 * 512 + 512),
+    "condition.mode=concat text.class_tokens=6": 512,  # one position of the text tower more
+    "contrast=null": 0,
+    "contrast.mode=t2p": 0,
+    "contrast.mode=weighted_p2t": 0,
+    "contrast.weight=0.5": 0,
+    "contrast.temperature=0.05": 0,
+    "fuse=mean": None,
+    "levels=[res5]": None,
+    "levels=[res4,res5]": None,
+    "text.num_contexts=16": 2 * 8 * 512,  # contexts and positions
+    "condition.mode=query": None,
+}
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("row", ABLATION)
+def test_the_rows_of_the_ablation_are_one_line(row):
+    cfg = load(f"{ICPC}ade20k_rn50_icpc.py")
+    whole = build(cfg)
+    changed = LazyConfig.apply_overrides(cfg, [PREFIX + word for word in row.split()])
+    model = build(changed)
+    if ABLATION[row] is not None:
+        assert parameters(model) - parameters(whole) == ABLATION[row]
+    guidance = find_guided(model.backbone).guidance
+    added = sum(guidance.extra_channels.values())
+    assert added == 150 * (1 if row == "fuse=mean" else len(guidance.levels))
+
+
+def test_the_decoder_after_the_tower_is_one_line_too():
+    cfg = load(f"{ICPC}ade20k_rn50_icpc.py")
+    node = "{_target_: densedet.modeling.guidance.ContextDecoder, embed_dim: 1024, layers: 3}"
+    line = f"{PREFIX}decoder={node}"
+    guidance = find_guided(build(LazyConfig.apply_overrides(cfg, [line])).backbone).guidance
+    assert len(guidance.decoder.layers) == 3 and guidance.gamma.shape == (1024,)
+
+
+LIGHTWEIGHT = {  # channels of the last level
+    "resnet18": 512,
+    "mobilenetv2": 320,
+    "efficientformer_l1": 448,
+    "poolformer_s12": 512,
+    "resnet50": 2048,
+}
+
+
+@pytest.mark.parametrize("kind", ["semantic_fpn", "denseclip", "bridge"])
+@pytest.mark.parametrize("name", LIGHTWEIGHT)
+def test_the_lightweight_rows(name, kind):
+    """Three systems on the same backbone, decoder and recipe."""
+    path = f"{BRIDGE}ade20k_{name}_{kind}.py"
+    assert model_zoo.get_config(path).clip.pretrained == "openai"
+    cfg = load(path)
+    assert (cfg.train.max_iter, cfg.dataloader.train.total_batch_size) == (80000, 32)
+    model = build(cfg)
+    assert model.window is None
+    assert model.sem_seg_head.p2[0].out_channels == 128
+    guided = find_guided(model.backbone)
+    bottom_up = model.backbone.bottom_up
+    trunk = bottom_up if guided is None else guided.trunk
+    assert trunk.output_shape()["res5"].channels == LIGHTWEIGHT[name]
+    assert (trunk.embed_dim is not None) is (kind == "denseclip")
+    extra = {"semantic_fpn": 0, "denseclip": 150, "bridge": 256 + 150}[kind]
+    assert bottom_up.output_shape()["res5"].channels == LIGHTWEIGHT[name] + extra
+    cfg.optimizer.params.model = model
+    rates = {group["lr"] for group in instantiate(cfg.optimizer).param_groups}
+    assert rates == {1e-4}
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_the_width_of_the_decoder_is_one_number(width):
+    cfg = load(f"{BRIDGE}ade20k_resnet18_bridge.py")
+    model = build(LazyConfig.apply_overrides(cfg, [f"decoder.width={width}"]))
+    assert {shape.channels for shape in model.backbone.output_shape().values()} == {width}
+    assert model.sem_seg_head.predictor.in_channels == width
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_the_bridge_costs_at_most_a_tenth_more(name):
+    """Multiply-adds against Semantic FPN, decoder 128 wide, 512 x 512 pixels, text kept."""
+    bridge, plain = (
+        analyze(build(load(f"{BRIDGE}ade20k_{name}_{kind}.py")).eval(), (512, 512)).flops
+        for kind in ("bridge", "semantic_fpn")
+    )
+    assert plain < bridge < 1.1 * plain

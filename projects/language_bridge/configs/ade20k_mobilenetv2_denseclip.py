@@ -1,0 +1,14 @@
+"""DenseCLIP on a MobileNetV2 of ImageNet, ADE20K; decoder 128 wide. For comparison."""
+
+from .ade20k_resnet18_denseclip import (
+    clip,
+    dataloader,
+    decoder,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up.trunk.name = "mobilenetv2_100"
+train.output_dir = "output/language_bridge/ade20k_mobilenetv2_denseclip"

@@ -1,0 +1,15 @@
+"""Semantic FPN on a ResNet-18 of ImageNet, ADE20K; decoder 128 wide. No words, for comparison."""
+
+from ....configs.common.models.lightweight import decoder, lighten, trunk
+from ...denseclip.configs.ade20k_rn50_clip import (
+    clip,
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up = trunk
+lighten(model, clip, optimizer)
+train.output_dir = "output/language_bridge/ade20k_resnet18_semantic_fpn"

@@ -1,0 +1,14 @@
+"""Semantic FPN on a ResNet-50 of ImageNet, ADE20K; decoder 128 wide. No words, for comparison."""
+
+from .ade20k_resnet18_semantic_fpn import (
+    clip,
+    dataloader,
+    decoder,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up.name = "resnet50"
+train.output_dir = "output/language_bridge/ade20k_resnet50_semantic_fpn"
