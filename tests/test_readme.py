@@ -22,6 +22,9 @@ READMES = [
     ROOT / "projects" / "fvit" / "README.md",
     ROOT / "projects" / "clipself" / "README.md",
     ROOT / "projects" / "denseclip" / "README.md",
+    ROOT / "projects" / "icpc" / "README.md",
+    ROOT / "projects" / "language_bridge" / "README.md",
+    ROOT / "docs" / "guidance.md",
     ROOT / "docs" / "model_cards" / "densedet-tiny.md",
 ]
 

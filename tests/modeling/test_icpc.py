@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densedet.clip import build_text_encoder
 from densedet.clip.tiny import build_tiny_clip
 from densedet.errors import ConfigError, VocabularyError
-from densedet.modeling.backbone import GuidedBackbone
+from densedet.modeling.backbone import GuidedBackbone, TimmBackbone
 from densedet.modeling.guidance import (
     ICPC,
     AlignGuidedContrast,
@@ -490,10 +490,13 @@ def test_a_trunk_that_does_not_fit() -> None:
     features, dense, pooled = trunk_output()
     with pytest.raises(ValueError, match="needs the dense and the pooled embedding"):
         icpc()(features, None, None)
-    with pytest.raises(ConfigError, match="res3 of the trunk is 5 channels wide, .* says 9"):
-        icpc(level_channels={**CHANNELS, "res3": 9})(features, dense, pooled)
     with pytest.raises(ConfigError, match=r"\(2, 2\) cells .* res4 of \(4, 4\): choose"):
         icpc(dense_level="res4")(features, dense, pooled)
-    del features["res3"]
-    with pytest.raises(ConfigError, match="res3 of the trunk is missing"):
-        icpc()(features, dense, pooled)
+    with torch.device("meta"):
+        trunk = TimmBackbone("resnet18", embed_dim=EMBED)
+        narrow = icpc()
+        further = icpc(level_channels={"res6": 128}, levels=["res5", "res6"])
+    with pytest.raises(ConfigError, match="built for 5 channels of res3, the trunk has 128; give"):
+        GuidedBackbone(trunk, narrow)
+    with pytest.raises(ConfigError, match=r"ICPC on TimmBackbone: no levels \['res6'\]"):
+        GuidedBackbone(trunk, further)

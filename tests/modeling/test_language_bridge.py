@@ -420,7 +420,7 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], reason: str) -> None
     ],
 )
 def test_numbers_that_are_not_positive(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}={value}: must be above 0$"):
+    with pytest.raises(ConfigError, match=f"^language bridge {name}={value}: it must be above 0$"):
         bridge(**{name: value})
 
 
@@ -429,17 +429,19 @@ def test_numbers_that_are_not_positive(name: str, value: float) -> None:
 )
 def test_numbers_of_a_block_that_are_not_positive(name: str) -> None:
     settings: dict[str, Any] = {"visual_dim": VISUAL, "text_dim": TEXT, name: 0}
-    with pytest.raises(ConfigError, match=f"^{name}=0: must be above 0$"):
+    with pytest.raises(ConfigError, match=f"^language bridge {name}=0: it must be above 0$"):
         BridgeBlock(**settings)
 
 
 def test_backbones_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match="res5 has 20 channels, .* built for 64: set its"):
-        bridge(channels=64)(levels(), None, None)
     with torch.device("meta"):
-        trunk, guidance = TimmBackbone("resnet18", embed_dim=None), bridge(level="res6")
+        trunk = TimmBackbone("resnet18", embed_dim=None)
+        guidance = bridge(level="res6")
+        other = bridge(channels=64)
     with pytest.raises(ConfigError, match="LanguageBridge on TimmBackbone: no levels .'res6'."):
         GuidedBackbone(trunk, guidance)
+    with pytest.raises(ConfigError, match="built for 64 channels of res5, the trunk has 512; give"):
+        GuidedBackbone(trunk, other)
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN", ""])

@@ -203,7 +203,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     ("name", "message"),
     [
         ("resnet5O", "no model named 'resnet5O'; did you mean resnet50"),
-        ("resnet50.nope", "cannot be a backbone with four levels: Invalid pretrained tag"),
+        ("resnet50.nope", r"with four levels, of strides \[4, 8, 16, 32\]: Invalid pretrained tag"),
         ("vit_base_patch16_224", "have strides .16, 16, 16, 16., a backbone here needs"),
         ("levit_128", "levit_128 cannot be a backbone with four levels"),
         ("nest_tiny", "nest_tiny cannot be a backbone with four levels"),  # strides 4, 8 and 16

@@ -23,7 +23,8 @@ class GuidedBackbone(Backbone):
 
     Raises:
         ConfigError: the trunk has no embeddings, or those of another size than the guidance
-            compares; or the guidance changes a level that the trunk does not have.
+            compares; or the guidance needs a level that the trunk does not have, or has with other
+            channels.
     """
 
     def __init__(self, trunk: Backbone, guidance: Guidance) -> None:
@@ -93,6 +94,13 @@ def _check(trunk: Backbone, guidance: Guidance) -> None:
             "take trunk and text tower of one CLIP, or set embed_dim"
         )
     levels = trunk.output_shape()
-    missing = [name for name in guidance.extra_channels if name not in levels]
+    wanted = guidance.level_channels
+    missing = [name for name in {**wanted, **guidance.extra_channels} if name not in levels]
     if missing:
         raise ConfigError(f"{names}: no levels {missing}; the trunk has {', '.join(levels)}")
+    for name, channels in wanted.items():
+        if levels[name].channels != channels:
+            raise ConfigError(
+                f"{names}: the guidance is built for {channels} channels of {name}, the trunk has "
+                f"{levels[name].channels}; give the guidance those of the trunk"
+            )

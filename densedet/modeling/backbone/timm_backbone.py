@@ -79,7 +79,9 @@ def _channels(name: str) -> list[int]:
             info = _create(name).feature_info
         strides = info.reduction()
     except (RuntimeError, AssertionError, IndexError) as error:  # an unknown tag, too few levels
-        raise ConfigError(f"{name} cannot be a backbone with four levels: {error}") from error
+        raise ConfigError(
+            f"{name} cannot be a backbone with four levels, of strides {_STRIDES}: {error}"
+        ) from error
     if strides != _STRIDES:
         raise ConfigError(
             f"the levels of {name} have strides {strides}, a backbone here needs {_STRIDES}: "

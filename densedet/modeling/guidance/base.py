@@ -52,6 +52,11 @@ class Guidance(nn.Module, ABC):
     def extra_channels(self) -> dict[str, int]:
         """The channels that `forward` adds, by level, e.g. ``{"res5": K}``."""
 
+    @property
+    def level_channels(self) -> dict[str, int]:
+        """The channels that it needs of the trunk's levels; those not named may have any."""
+        return {}
+
     @abstractmethod
     def forward(
         self, features: dict[str, Tensor], dense: Tensor | None, pooled: Tensor | None

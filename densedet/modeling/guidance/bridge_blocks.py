@@ -201,7 +201,7 @@ def check_positive(**settings: float) -> None:
     """Raise ConfigError for the first of these settings that is not above 0."""
     for name, value in settings.items():
         if not value > 0:
-            raise ConfigError(f"{name}={value}: must be above 0")
+            raise ConfigError(f"language bridge {name}={value}: it must be above 0")
 
 
 def text_from_image(
@@ -213,7 +213,9 @@ def text_from_image(
         ConfigError: no such mode, or heads that do not divide the width.
     """
     if mode not in get_args(BridgeMode):
-        raise ConfigError(f"mode={mode!r}: choose from {', '.join(get_args(BridgeMode))}")
+        raise ConfigError(
+            f"language bridge mode={mode!r}: choose from {', '.join(get_args(BridgeMode))}"
+        )
     if mode in ("none", "t2v"):
         return None
     return TextFromImage(text_dim, visual_dim, heads, "qkvo" if mode == "two_way_full" else "qo")

@@ -94,8 +94,8 @@ class ICPC(DenseCLIP):
         self.condition = condition
         self.contrast = contrast
         self.contrast_start_iter = contrast_start_iter
-        others = {name: channels[name] for name in self.levels if name != dense_level}
-        self.embeddings = LevelEmbeddings(others, embed_dim)
+        self._embedded = {name: channels[name] for name in self.levels if name != dense_level}
+        self.embeddings = LevelEmbeddings(self._embedded, embed_dim)
         missing = self._missing_positions()
         if missing:
             raise ConfigError(f"{missing}: raise class_tokens by 1 or shorten the names")
@@ -131,6 +131,11 @@ class ICPC(DenseCLIP):
         """K channels at every aligned level, or at the finest of them for the mean."""
         fused = self.levels if self.fuse == "concat" else self.levels[:1]
         return {name: len(self.vocabulary) for name in fused}
+
+    @property
+    def level_channels(self) -> dict[str, int]:
+        """Those of the levels that are embedded here."""
+        return self._embedded
 
     def forward(
         self, features: dict[str, Tensor], dense: Tensor | None, pooled: Tensor | None

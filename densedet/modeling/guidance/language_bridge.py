@@ -144,17 +144,16 @@ class LanguageBridge(Guidance):
         """The fused features and the scores, at the fused level."""
         return {self.level: self.visual_dim + len(self.vocabulary)}
 
+    @property
+    def level_channels(self) -> dict[str, int]:
+        """Those of the fused level."""
+        return {self.level: self.channels}
+
     def forward(
         self, features: dict[str, Tensor], dense: Tensor | None, pooled: Tensor | None
     ) -> Bridged:
         """Guide the features of a trunk; the embeddings are not read. See `Guidance.forward`."""
-        level = features[self.level]
-        if level.shape[1] != self.channels:
-            raise ConfigError(
-                f"{self.level} has {level.shape[1]} channels, the language bridge is built for "
-                f"{self.channels}: set its channels to those of the backbone's level"
-            )
-        plain = self.text()
+        level, plain = features[self.level], self.text()
         visual, names = self.visual_in(level), self.text_in(plain).expand(len(level), -1, -1)
         early = []
         for number, block in enumerate(self.blocks, start=1):

@@ -43,12 +43,8 @@ class LevelEmbeddings(nn.ModuleDict):
         super().__init__({name: nn.Conv2d(c, embed_dim, 1) for name, c in channels.items()})
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Levels [B, C, h, w] -> [B, E, h, w], not normalised; other levels are left out.
-
-        Raises:
-            ConfigError: a level is missing or has another number of channels.
-        """
-        return {name: conv(_checked(features, name, conv)) for name, conv in self.items()}
+        """Levels [B, C, h, w] -> [B, E, h, w], not normalised; other levels are left out."""
+        return {name: conv(features[name]) for name, conv in self.items()}
 
 
 def check_levels(
@@ -80,14 +76,3 @@ def mean_scores(scores: Sequence[Tensor]) -> Tensor:
     size = scores[0].shape[-2:]
     resized = [F.interpolate(s, size=size, mode="bilinear", align_corners=False) for s in scores]
     return torch.stack(resized).mean(dim=0)
-
-
-def _checked(features: dict[str, Tensor], name: str, conv: nn.Module) -> Tensor:
-    level = features.get(name)
-    found = "missing" if level is None else f"{level.shape[1]} channels wide"
-    if level is None or level.shape[1] != conv.in_channels:
-        raise ConfigError(
-            f"level {name} of the trunk is {found}, level_channels says {conv.in_channels}: "
-            "give the channels of the trunk"
-        )
-    return level
