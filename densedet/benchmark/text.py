@@ -1,8 +1,8 @@
 """``text``: prompts of every image, their common beginning encoded once against once per class.
 
-Contexts that look at the image (pre-model prompting in DenseCLIP, arXiv 2112.01518, and ICPC, arXiv
-2308.07078) need the text tower for every image. Start token and contexts are the same for all
-classes of an image; the reference runs over them again for every class.
+Contexts that look at the image (pre-model prompting in DenseCLIP, arXiv 2112.01518, and our
+guidance after ICPC, arXiv 2308.07078) need the text tower for every image. Start token and contexts
+are the same for all classes of an image; the reference runs over them again for every class.
 """
 
 from dataclasses import dataclass

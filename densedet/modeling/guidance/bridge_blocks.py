@@ -1,8 +1,8 @@
 """The blocks of the language bridge: two branches and the attention that joins them.
 
 After Mobile-Former (arXiv 2108.05895), with the embeddings of class names in place of its learned
-tokens. The reconstruction, where the paper of the bridge (arXiv 2310.07394) leaves the details
-open, is ours.
+tokens. Of the paper of the bridge (arXiv 2310.07394) only the abstract was at hand; the form is
+ours.
 """
 
 from typing import Literal, get_args

@@ -11,8 +11,8 @@ from ...denseclip.configs.quickstart import (
 )
 
 condition(model, dict(res2=128, res3=128, res4=128, res5=128), dense_level="res3")
-guidance = model.backbone.bottom_up.guidance
-guidance.condition.width = 128
-guidance.contrast_start_iter = 50
+_guidance = model.backbone.bottom_up.guidance
+_guidance.condition.width = 128
+_guidance.contrast_start_iter = 50
 optimizer.params.weight_decays = None  # there is no decoder
 train.output_dir = "output/icpc/quickstart"

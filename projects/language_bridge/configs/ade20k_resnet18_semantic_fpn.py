@@ -1,6 +1,7 @@
 """Semantic FPN on a ResNet-18 of ImageNet, ADE20K; decoder 128 wide. No words, for comparison."""
 
-from ....configs.common.models.lightweight import decoder, lighten, trunk
+from ....configs.common.models.lightweight import decoder, lighten
+from ....configs.common.models.lightweight import trunk as _trunk
 from ...denseclip.configs.ade20k_rn50_clip import (
     clip,
     dataloader,
@@ -10,6 +11,6 @@ from ...denseclip.configs.ade20k_rn50_clip import (
     train,
 )
 
-model.backbone.bottom_up = trunk
+model.backbone.bottom_up = _trunk
 lighten(model, clip, optimizer)
 train.output_dir = "output/language_bridge/ade20k_resnet18_semantic_fpn"

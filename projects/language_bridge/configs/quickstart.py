@@ -11,8 +11,8 @@ from .quickstart_semantic_fpn import (
 )
 
 bridge(model, channels=512)
-guidance = model.backbone.bottom_up.guidance
-guidance.text.vocabulary.name = "shapes_world"
-guidance.update(visual_dim=128, text_dim=128, blocks=1)  # the small setting
+_guidance = model.backbone.bottom_up.guidance
+_guidance.text.vocabulary.name = "shapes_world"
+_guidance.update(visual_dim=128, text_dim=128, blocks=1)  # the small setting
 optimizer.params.lr_factors = {r"bottom_up\.trunk\.": 0.1}
 train.output_dir = "output/language_bridge/quickstart"

@@ -1,6 +1,6 @@
 """DenseCLIP on a ResNet-18 without pretraining, Shapes World, for comparison."""
 
-from ....configs.common.models.lightweight import trunk
+from ....configs.common.models.lightweight import trunk as _trunk
 from ...denseclip.configs.quickstart import (
     clip,
     dataloader,
@@ -11,9 +11,9 @@ from ...denseclip.configs.quickstart import (
 )
 
 # 5 x 5 positions: stride 32 of 160 pixels
-trunk.update(embed_dim="${clip.embed_dim}", grid=5, pretrained=False)
-guided = model.backbone.bottom_up
-guided.trunk = trunk
-guided.guidance.fused_level = "res5"
+_trunk.update(embed_dim="${clip.embed_dim}", grid=5, pretrained=False)
+_guided = model.backbone.bottom_up
+_guided.trunk = _trunk
+_guided.guidance.fused_level = "res5"
 optimizer.params.lr_factors = {r"bottom_up\.trunk\.": 0.1}
 train.output_dir = "output/language_bridge/quickstart_denseclip"

@@ -1,6 +1,6 @@
 """Semantic FPN on a ResNet-18 without pretraining, Shapes World. No words, for comparison."""
 
-from ....configs.common.models.lightweight import trunk
+from ....configs.common.models.lightweight import trunk as _trunk
 from ...denseclip.configs.quickstart_clip import (
     clip,
     dataloader,
@@ -10,7 +10,7 @@ from ...denseclip.configs.quickstart_clip import (
     train,
 )
 
-trunk.pretrained = False
-model.backbone.bottom_up = trunk
+_trunk.pretrained = False
+model.backbone.bottom_up = _trunk
 optimizer.params.lr_factors = {r"bottom_up\.": 0.1}
 train.output_dir = "output/language_bridge/quickstart_semantic_fpn"

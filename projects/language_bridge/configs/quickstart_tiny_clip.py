@@ -11,7 +11,8 @@ from ...denseclip.configs.quickstart_clip import (
 )
 
 bridge(model, channels=128)
-guidance = model.backbone.bottom_up.guidance
-guidance.text.vocabulary.name = "shapes_world"
-guidance.update(visual_dim=128, text_dim=128, blocks=1, level="res3")  # stride 8, that of the tower
+_guidance = model.backbone.bottom_up.guidance
+_guidance.text.vocabulary.name = "shapes_world"
+_guidance.update(visual_dim=128, text_dim=128, blocks=1)
+_guidance.level = "res3"  # stride 8, that of the tower
 train.output_dir = "output/language_bridge/quickstart_tiny_clip"
