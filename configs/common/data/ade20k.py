@@ -22,6 +22,8 @@ from densedet.data import (
 
 dataloader = OmegaConf.create()
 dataloader.crop_size = 512
+dataloader.num_classes = 150
+dataloader.ignore_value = 255
 dataloader.register = [L(register_ade20k)()]
 
 dataloader.train = L(build_train_loader)(
@@ -34,12 +36,13 @@ dataloader.train = L(build_train_loader)(
                 crop_type="absolute",
                 crop_size=["${dataloader.crop_size}", "${dataloader.crop_size}"],
                 single_category_max_area=0.75,
-                ignored_category=255,
+                ignored_category="${dataloader.ignore_value}",
             ),
             L(T.RandomFlip)(prob=0.5, horizontal=True),
             L(PhotometricDistortion)(),
         ],
-        num_classes=150,
+        num_classes="${dataloader.num_classes}",
+        ignore_value="${dataloader.ignore_value}",
     ),
     total_batch_size=32,
     num_workers=4,
@@ -50,12 +53,15 @@ dataloader.test = L(build_test_loader)(
     mapper=L(SemanticMapper)(
         is_train=False,
         augmentations=[L(ResizeToFit)(long=2048, short="${dataloader.crop_size}")],
-        num_classes=150,
+        num_classes="${dataloader.num_classes}",
+        ignore_value="${dataloader.ignore_value}",
     ),
     num_workers=4,
 )
 
 dataloader.evaluator = L(SemSegEvaluator)(
     dataset_name="${..test.dataset.names}",
-    sem_seg_loading_fn=L(LabelReader)(num_classes=150),
+    sem_seg_loading_fn=L(LabelReader)(
+        num_classes="${dataloader.num_classes}", ignore_value="${dataloader.ignore_value}"
+    ),
 )

@@ -10,14 +10,7 @@ from densedet.data import register_ade20k_full
 from .ade20k import dataloader
 
 dataloader.register = [L(register_ade20k_full)()]
+dataloader.update(num_classes=847, ignore_value=65535)
 dataloader.train.dataset.names = "ade20k_full_sem_seg_train"
 dataloader.train.total_batch_size = 16
-dataloader.train.mapper.augmentations[1].ignored_category = 65535
 dataloader.test.dataset.names = "ade20k_full_sem_seg_val"
-for reader in (
-    dataloader.train.mapper,
-    dataloader.test.mapper,
-    dataloader.evaluator.sem_seg_loading_fn,
-):
-    reader.num_classes = 847
-    reader.ignore_value = 65535

@@ -7,12 +7,7 @@ from densedet.data import register_coco_stuff10k
 from .ade20k import dataloader
 
 dataloader.register = [L(register_coco_stuff10k)()]
+dataloader.num_classes = 171
 dataloader.train.dataset.names = "coco_2017_train_stuff_10k_sem_seg"
 dataloader.train.total_batch_size = 16
 dataloader.test.dataset.names = "coco_2017_test_stuff_10k_sem_seg"
-for reader in (
-    dataloader.train.mapper,
-    dataloader.test.mapper,
-    dataloader.evaluator.sem_seg_loading_fn,
-):
-    reader.num_classes = 171
