@@ -1,19 +1,11 @@
 """Cross-entropy of a coarse map of logits against the labels of pixels."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from densedet.errors import ConfigError
-
 Mean = Literal["valid", "all"]
-
-
-def check_mean(mean: str) -> None:
-    """Raise ConfigError unless there is such a mean."""
-    if mean not in get_args(Mean):
-        raise ConfigError(f"mean={mean!r}: choose from {', '.join(get_args(Mean))}")
 
 
 def pixel_cross_entropy(

@@ -7,7 +7,8 @@ from typing import Any
 from detectron2.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, SemSegFPNHead
 from torch import Tensor, nn
 
-from densedet.modeling.pixel_loss import Mean, check_mean, pixel_cross_entropy
+from densedet.modeling.checks import check_choice
+from densedet.modeling.pixel_loss import Mean, pixel_cross_entropy
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -29,7 +30,7 @@ class SegmentationHead(SemSegFPNHead):
         self, *, dropout: float = 0.1, mean: Mean = "valid", ignore_value: int = 255, **kwargs: Any
     ) -> None:
         super().__init__(ignore_value=ignore_value, **kwargs)
-        check_mean(mean)
+        check_choice("mean", mean, Mean)
         self.dropout = nn.Dropout2d(dropout)
         self.mean: Mean = mean
 

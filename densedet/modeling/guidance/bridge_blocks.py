@@ -5,13 +5,15 @@ tokens. Of the paper of the bridge (arXiv 2310.07394) only the abstract was at h
 ours.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
+from densedet.modeling.checks import check_choice, check_positive
+from densedet.modeling.guidance.decoder import attend
 
 BridgeMode = Literal["none", "v2t", "t2v", "two_way", "two_way_full"]
 
@@ -54,12 +56,8 @@ class BridgeAttention(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Queries [B, Q, query_dim] that look at [B, M, memory_dim] -> [B, Q, query_dim]."""
-        query, key, value = (
-            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for tokens in (self.q_proj(queries), self.k_proj(memory), self.v_proj(memory))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        projected = self.q_proj(queries), self.k_proj(memory), self.v_proj(memory)
+        return self.out_proj(attend(*projected, self.heads))
 
 
 class TextFromImage(nn.Module):
@@ -170,6 +168,7 @@ class BridgeBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(
+            "language bridge",
             visual_dim=visual_dim,
             text_dim=text_dim,
             heads=heads,
@@ -197,13 +196,6 @@ class BridgeBlock(nn.Module):
         return visual, text
 
 
-def check_positive(**settings: float) -> None:
-    """Raise ConfigError for the first of these settings that is not above 0."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise ConfigError(f"language bridge {name}={value}: it must be above 0")
-
-
 def text_from_image(
     visual_dim: int, text_dim: int, heads: int, mode: BridgeMode
 ) -> TextFromImage | None:
@@ -212,10 +204,7 @@ def text_from_image(
     Raises:
         ConfigError: no such mode, or heads that do not divide the width.
     """
-    if mode not in get_args(BridgeMode):
-        raise ConfigError(
-            f"language bridge mode={mode!r}: choose from {', '.join(get_args(BridgeMode))}"
-        )
+    check_choice("language bridge mode", mode, BridgeMode)
     if mode in ("none", "t2v"):
         return None
     return TextFromImage(text_dim, visual_dim, heads, "qkvo" if mode == "two_way_full" else "qo")

@@ -1,12 +1,13 @@
 """Prompts that depend on the image: the condition of ICPC (arXiv 2308.07078)."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
+from densedet.modeling.checks import check_choice
 from densedet.modeling.guidance.decoder import ContextDecoder, image_memory
 
 ConditionMode = Literal["static", "add", "concat", "query"]
@@ -54,9 +55,7 @@ class PromptCondition(nn.Module):
         decoder: ContextDecoder | None = None,
     ) -> None:
         super().__init__()
-        if mode not in get_args(ConditionMode):
-            choices = ", ".join(get_args(ConditionMode))
-            raise ConfigError(f"prompt condition mode={mode!r}: choose from {choices}")
+        check_choice("prompt condition mode", mode, ConditionMode)
         _check_decoder(mode, embed_dim, width, decoder)
         self.mode = mode
         self.embed_dim = embed_dim

@@ -1,12 +1,13 @@
 """A contrastive loss whose samples the score map chooses, for ICPC (arXiv 2308.07078)."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
+from densedet.modeling.checks import check_choice
 from densedet.modeling.scores import full_precision
 
 ContrastMode = Literal["t2p", "t2p+p2p", "p2p", "weighted_p2t"]
@@ -56,9 +57,7 @@ class AlignGuidedContrast(nn.Module):
         max_anchors: int = 1024,
     ) -> None:
         super().__init__()
-        if mode not in get_args(ContrastMode):
-            choices = ", ".join(get_args(ContrastMode))
-            raise ConfigError(f"contrast mode={mode!r}: choose from {choices}")
+        check_choice("contrast mode", mode, ContrastMode)
         self.mode = mode
         self.temperature = temperature
         self.weight = weight

@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from densedet.errors import ConfigError
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Multi-head attention without projections: [B, Q, C] and twice [B, M, C] -> [B, Q, C]."""
+    split = (tokens.unflatten(2, (heads, -1)).transpose(1, 2) for tokens in (queries, keys, values))
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
 class _Attention(nn.Module):
     """Multi-head attention without biases on queries, keys and values."""
 
@@ -20,12 +26,8 @@ class _Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        query, key, value = (
-            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for tokens in (self.q_proj(queries), self.k_proj(memory), self.v_proj(memory))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        projected = self.q_proj(queries), self.k_proj(memory), self.v_proj(memory)
+        return self.proj_drop(self.proj(attend(*projected, self.heads)))
 
 
 class _Layer(nn.Module):

@@ -7,17 +7,17 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
-from densedet.modeling.guidance.base import Guidance, Guided
+from densedet.modeling.checks import check_positive
+from densedet.modeling.guidance.base import Guided
 from densedet.modeling.guidance.decoder import ContextDecoder, image_memory
+from densedet.modeling.guidance.prompted import PromptedGuidance
 from densedet.modeling.guidance.prompts import PromptedTextEncoder
-from densedet.modeling.guidance.scores import append_scores, check_temperature, score_map
-from densedet.vocabulary import Vocabulary
+from densedet.modeling.guidance.scores import append_scores, score_map
 
 Prompting = Literal["post", "pre"]
-FINEST_LEVEL = "res2"
 
 
-class DenseCLIP(Guidance):
+class DenseCLIP(PromptedGuidance):
     """Compares every location with every category and hands the scores to the neck.
 
     Post-model prompting (``t + gamma * decoder(t, image)``) refines the text embeddings per image;
@@ -56,29 +56,17 @@ class DenseCLIP(Guidance):
         gamma: float = 1e-4,
         prompting: Prompting = "post",
     ) -> None:
-        super().__init__()
+        super().__init__(text, auxiliary, temperature)
         _check(text, decoder, embed_dim, prompting)
-        check_temperature(temperature)
-        self.text = text
+        check_positive("guidance", temperature=temperature)
         self.decoder = decoder
-        self.auxiliary = auxiliary
         self.embed_dim = embed_dim
         self.fused_level = fused_level
-        self.temperature = temperature
         self.fuse_scaled = fuse_scaled
         self.prompting = prompting
         self.gamma: nn.Parameter | None = None
         if prompting == "post" and decoder is not None:
             self.gamma = nn.Parameter(torch.full((embed_dim,), gamma))
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The K categories that the scores tell apart."""
-        return self.text.vocabulary
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Score these categories from now on; see `PromptedTextEncoder.set_vocabulary`."""
-        self.text.set_vocabulary(vocabulary)
 
     @property
     def extra_channels(self) -> dict[str, int]:
@@ -115,10 +103,7 @@ class DenseCLIP(Guidance):
 
     def losses(self, guided: Guided, targets: Tensor | list[Instances]) -> dict[str, Tensor]:
         """The auxiliary loss of the scores over the temperature; see `Guidance.losses`."""
-        if self.auxiliary is None:
-            return {}
-        size = tuple(guided.features[FINEST_LEVEL].shape[-2:])
-        return self.auxiliary(guided.scores / self.temperature, targets, size)
+        return self._auxiliary_loss(guided.scores, guided, targets)
 
 
 def _check(

@@ -11,7 +11,7 @@ from densedet.modeling.guidance.base import Guided
 from densedet.modeling.guidance.conditioning import PromptCondition
 from densedet.modeling.guidance.contrast import AlignGuidedContrast
 from densedet.modeling.guidance.decoder import ContextDecoder, image_memory
-from densedet.modeling.guidance.denseclip import FINEST_LEVEL, DenseCLIP
+from densedet.modeling.guidance.denseclip import DenseCLIP
 from densedet.modeling.guidance.multiscale import (
     Fuse,
     LevelEmbeddings,
@@ -191,14 +191,11 @@ class ICPC(DenseCLIP):
     def _auxiliary_losses(
         self, guided: MultiScaleGuided, targets: Tensor | list[Instances]
     ) -> dict[str, Tensor]:
-        if self.auxiliary is None:
-            return {}
-        size = tuple(guided.features[FINEST_LEVEL].shape[-2:])
         count = len(guided.supervised)
         losses: dict[str, Tensor] = {}
         for level, scores in guided.supervised.items():
             suffix = f"_{level}" if count > 1 else ""
-            for name, loss in self.auxiliary(scores / self.temperature, targets, size).items():
+            for name, loss in self._auxiliary_loss(scores, guided, targets).items():
                 losses[name + suffix] = loss / count
         return losses
 

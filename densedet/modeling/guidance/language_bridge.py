@@ -12,18 +12,17 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
-from densedet.modeling.guidance.base import Guidance, Guided
+from densedet.modeling.checks import check_positive
+from densedet.modeling.guidance.base import Guided
 from densedet.modeling.guidance.bridge_blocks import (
     BridgeBlock,
     BridgeMode,
-    check_positive,
     conv_norm,
     text_from_image,
 )
-from densedet.modeling.guidance.denseclip import FINEST_LEVEL
+from densedet.modeling.guidance.prompted import PromptedGuidance
 from densedet.modeling.guidance.prompts import PromptedTextEncoder
 from densedet.modeling.guidance.scores import score_map
-from densedet.vocabulary import Vocabulary
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Bridged(Guided):
     early_scores: list[Tensor]
 
 
-class LanguageBridge(Guidance):
+class LanguageBridge(PromptedGuidance):
     """Fuses one level of a backbone with the class embeddings and hands both to the neck.
 
     The level gets the fused features and the score map as further channels. The backbone need not
@@ -93,22 +92,20 @@ class LanguageBridge(Guidance):
         deep_supervision: bool = False,
         norm: str = "BN",
     ) -> None:
-        super().__init__()
+        super().__init__(text, auxiliary, temperature)
         _check(text, auxiliary, embed_dim, deep_supervision)
         check_positive(
+            "language bridge",
             channels=channels,
             visual_dim=visual_dim,
             text_dim=text_dim,
             blocks=blocks,
             temperature=temperature,
         )
-        self.text = text
-        self.auxiliary = auxiliary
         self.embed_dim = None  # reads the levels alone
         self.channels = channels
         self.visual_dim = visual_dim
         self.level = level
-        self.temperature = temperature
         self.deep_supervision = deep_supervision
         self.visual_in = conv_norm(channels, visual_dim, norm, kernel_size=1)
         self.text_in = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, text_dim))
@@ -129,15 +126,6 @@ class LanguageBridge(Guidance):
         self.text_out = nn.Linear(text_dim, embed_dim)
         self.gamma = nn.Parameter(torch.full((embed_dim,), gamma))
         self.visual_out = nn.Conv2d(visual_dim, embed_dim, 1)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The K categories that the scores tell apart."""
-        return self.text.vocabulary
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Score these categories from now on; see `PromptedTextEncoder.set_vocabulary`."""
-        self.text.set_vocabulary(vocabulary)
 
     @property
     def extra_channels(self) -> dict[str, int]:
@@ -174,13 +162,10 @@ class LanguageBridge(Guidance):
 
     def losses(self, guided: Guided, targets: Tensor | list[Instances]) -> dict[str, Tensor]:
         """The mean of the auxiliary losses of all scores; see `Guidance.losses`."""
-        if self.auxiliary is None:
-            return {}
         early = guided.early_scores if isinstance(guided, Bridged) else []
-        size = tuple(guided.features[FINEST_LEVEL].shape[-2:])
         maps = [*early, guided.scores]
-        losses = [self.auxiliary(scores / self.temperature, targets, size) for scores in maps]
-        return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
+        losses = [self._auxiliary_loss(scores, guided, targets) for scores in maps]
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
 
 def _check(

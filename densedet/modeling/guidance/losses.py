@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from densedet.modeling.pixel_loss import Mean, check_mean, pixel_cross_entropy
+from densedet.modeling.checks import check_choice
+from densedet.modeling.pixel_loss import Mean, pixel_cross_entropy
 
 
 class PixelScoreLoss(nn.Module):
@@ -25,7 +26,7 @@ class PixelScoreLoss(nn.Module):
 
     def __init__(self, weight: float = 0.4, ignore_value: int = 255, mean: Mean = "valid") -> None:
         super().__init__()
-        check_mean(mean)
+        check_choice("mean", mean, Mean)
         self.weight = weight
         self.ignore_value = ignore_value
         self.mean: Mean = mean

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
+from densedet.modeling.checks import check_choice
 from densedet.modeling.guidance.base import Guided
 
 Fuse = Literal["concat", "mean"]
@@ -58,8 +59,7 @@ def check_levels(
         channels: C by level, of all ``levels`` but that.
         fuse: a `Fuse`.
     """
-    if fuse not in get_args(Fuse):
-        raise ConfigError(f"fuse={fuse!r}: choose from {', '.join(get_args(Fuse))}")
+    check_choice("fuse", fuse, Fuse)
     if dense_level not in levels or len(set(levels)) != len(levels):
         raise ConfigError(
             f"levels={list(levels)}: name every level once, and {dense_level!r} among them, the "

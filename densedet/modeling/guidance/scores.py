@@ -28,12 +28,6 @@ def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> 
     return max_over_groups(cosines, groups, num_classes)
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ConfigError unless scores can be divided by it."""
-    if temperature <= 0:
-        raise ConfigError(f"temperature={temperature}: scores are divided by it, take e.g. 0.07")
-
-
 def append_scores(features: dict[str, Tensor], name: str, scores: Tensor) -> dict[str, Tensor]:
     """The levels with score maps [B, K, h, w] behind the channels of one; ConfigError on sizes."""
     level = features[name]

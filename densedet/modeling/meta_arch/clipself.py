@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densedet.clip import ClipVisual
 from densedet.clip.trainable import unlock
 from densedet.errors import ConfigError
+from densedet.modeling.checks import check_choice
 from densedet.modeling.region_encoder import (
     check_modes,
     embed_crops,
@@ -86,8 +87,8 @@ class CLIPSelf(nn.Module):
         crop_size = self.teacher.image_size[0] if crop_size is None else crop_size
         _check_side("student_size", student_size, student, "student")
         _check_side("crop_size", crop_size, self.teacher, "teacher")
-        _check_choice("crop_padding", crop_padding, get_args(Padding))
-        _check_choice("crop_backend", crop_backend, get_args(Backend))
+        check_choice("model.crop_padding", crop_padding, Padding)
+        check_choice("model.crop_backend", crop_backend, Backend)
         check_modes(student, modes)
         self.student = student
         unlock(student, trainable)
@@ -219,11 +220,6 @@ def _check_side(name: str, size: int, visual: ClipVisual, tower: str) -> None:
         raise ConfigError(
             f"model.{name}={size} must be a multiple of {visual.stride}, the stride of the {tower}"
         )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"model.{name}={value!r}: choose from {', '.join(choices)}")
 
 
 def _check_pixels(samples: Sequence[dict[str, Any]], key: str, name: str, size: int) -> None:

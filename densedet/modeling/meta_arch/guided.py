@@ -1,7 +1,7 @@
 """RetinaNet and R-CNN on a guided backbone, and what all guided models share."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.roi_heads import ROIHeads
@@ -10,6 +10,7 @@ from torch import nn
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
 from densedet.modeling.backbone.statistics import fill_statistics
+from densedet.modeling.checks import check_choice
 from densedet.vocabulary import Vocabulary
 
 Normalizer = Literal["ema", "batch"]
@@ -141,9 +142,7 @@ class GuidedRetinaNet(GuidedDetector, RetinaNet):
 
     def __init__(self, *, loss_normalizer: Normalizer = "ema", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if loss_normalizer not in get_args(Normalizer):
-            choices = ", ".join(get_args(Normalizer))
-            raise ConfigError(f"loss_normalizer={loss_normalizer!r}: choose from {choices}")
+        check_choice("loss_normalizer", loss_normalizer, Normalizer)
         check_num_classes(self.vocabulary, self.num_classes)
         # `loss_normalizer` is where RetinaNet keeps the average itself
         self.normalizer = loss_normalizer

@@ -1,7 +1,7 @@
 """Semantic segmentation by windows, on a backbone with or without guidance."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
@@ -13,6 +13,7 @@ from torch import Tensor
 from densedet.errors import ConfigError
 from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
 from densedet.modeling.backbone.statistics import fill_statistics
+from densedet.modeling.checks import check_choice
 from densedet.modeling.meta_arch.guided import check_labels, check_num_classes
 from densedet.modeling.sliding_window import check_windows, slide
 from densedet.modeling.test_time_augmentation import Segment
@@ -77,9 +78,7 @@ class Segmentor(SemanticSegmentor):
 
     def _find_vocabulary(self, vocabulary: Vocabulary | None) -> Vocabulary:
         guided = self.guided
-        if self.predict_from not in get_args(Source):
-            choices = ", ".join(get_args(Source))
-            raise ConfigError(f"predict_from={self.predict_from!r}: choose from {choices}")
+        check_choice("predict_from", self.predict_from, Source)
         if guided is None:
             if vocabulary is None or self.predict_from == "scores":
                 raise ConfigError(
