@@ -7,7 +7,6 @@ fit 2048 x ``crop_size``; the model slides its window over it.
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.evaluation import SemSegEvaluator
 from omegaconf import OmegaConf
 
 from densedet.data import (
@@ -19,6 +18,7 @@ from densedet.data import (
     build_train_loader,
     register_ade20k,
 )
+from densedet.evaluation import OpenVocabularySemanticEvaluator
 
 dataloader = OmegaConf.create()
 dataloader.crop_size = 512
@@ -59,9 +59,10 @@ dataloader.test = L(build_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(SemSegEvaluator)(
+dataloader.evaluator = L(OpenVocabularySemanticEvaluator)(
     dataset_name="${..test.dataset.names}",
     sem_seg_loading_fn=L(LabelReader)(
         num_classes="${dataloader.num_classes}", ignore_value="${dataloader.ignore_value}"
     ),
+    output_dir="${oc.select:train.output_dir,null}",
 )

@@ -3,11 +3,11 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.evaluation import SemSegEvaluator
 from omegaconf import OmegaConf
 
 from densedet.data import LabelReader, SemanticMapper, build_test_loader, build_train_loader
 from densedet.data.shapes_world import register_shapes_world
+from densedet.evaluation import OpenVocabularySemanticEvaluator
 
 dataloader = OmegaConf.create()
 dataloader.register = [L(register_shapes_world)(root="datasets")]
@@ -29,7 +29,8 @@ dataloader.test = L(build_test_loader)(
     num_workers=0,
 )
 
-dataloader.evaluator = L(SemSegEvaluator)(
+dataloader.evaluator = L(OpenVocabularySemanticEvaluator)(
     dataset_name="${..test.dataset.names}",
     sem_seg_loading_fn=L(LabelReader)(num_classes=70),
+    output_dir="${oc.select:train.output_dir,null}",
 )
