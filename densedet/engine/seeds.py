@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densedet.engine.train import RESULTS_FILE
+from densedet.engine.testing import RESULTS_FILE
 from densedet.errors import ConfigError
+from densedet.evaluation.results import PROVENANCE
 from densedet.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def run_seed(
         config_file, overrides: what the command trains, to tell it from another one.
 
     Returns:
-        The content of ``{folder}/results.json``.
+        The figures of ``{folder}/results.json``.
 
     Raises:
         ConfigError: the folder belongs to another training, the child failed, or it wrote no
@@ -72,7 +73,9 @@ def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / RESULTS_FILE, "the config must have dataloader.test and evaluator")
+    file = folder / RESULTS_FILE
+    content = _read_json(file, "the config must have dataloader.test and evaluator")
+    return {name: figures for name, figures in content.items() if name != PROVENANCE}
 
 
 def _read_json(file: Path, remedy: str) -> dict[str, Any]:

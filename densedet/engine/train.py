@@ -6,29 +6,25 @@ The config has ``model``, ``optimizer`` (its ``params.model`` is filled in here)
 
 - ``register``: a list of calls made first, e.g. the registration of data sets (optional);
 - ``train``: :func:`densedet.data.loader.build_train_loader`, or any iterable of batches;
-- ``test`` and ``evaluator``: what is evaluated, and how (optional for training).
+- ``test`` and ``evaluator``: what is evaluated, and how (optional for training);
+- ``evaluators``: further data sets, by name (:mod:`densedet.engine.testing`).
 """
 
 import copy
-import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
 from detectron2.engine import HookBase, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from densedet import compat
 from densedet.engine.checkpoint import Checkpointer
@@ -39,21 +35,23 @@ from densedet.engine.hooks import (
     PeriodicCheckpointer,
     ResultWeights,
     SeedEveryStep,
-    evaluation_weights,
     seed_everything,
 )
 from densedet.engine.launch import resolve_device
 from densedet.engine.options import TrainOptions, train_options
 from densedet.engine.schedule import PolyFloor
+from densedet.engine.testing import (
+    check_test_vocabularies,
+    data_sets,
+    do_test,
+    register_data_sets,
+)
 from densedet.engine.trainer import Trainer, check_precision
 from densedet.engine.vocabulary_check import check_vocabulary
 from densedet.engine.writers import build_writers
 from densedet.errors import ConfigError
-from densedet.files import atomic_path
 
 logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "results.json"
 
 
 def run(config_file: str, overrides: list[str], eval_only: bool, resume: bool) -> None:
@@ -76,8 +74,8 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
         resume: Go on from the last checkpoint of the output folder, if there is one.
 
     Returns:
-        The results of the last evaluation; {} without ``dataloader.evaluator`` and on other ranks
-        than 0.
+        The results of the last evaluation; {} without anything to evaluate and on other ranks than
+        0.
 
     Raises:
         ConfigError: the config does not fit; before anything is built where that can be seen.
@@ -95,7 +93,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     if options.sync_batch_norm:
         model = synchronise_batch_norm(model, device, comm.get_world_size())
     check_vocabulary(cfg, model, "train")
-    check_vocabulary(cfg, model, "test")
+    check_test_vocabularies(cfg, model)
     loader = build(cfg.dataloader.train, "dataloader.train")
     trainer = Trainer(
         distribute(model, device, options.ddp),
@@ -131,7 +129,7 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
         resume: Without ``weights``, take the last checkpoint of ``cfg.train.output_dir``.
 
     Returns:
-        The evaluator's results, also written to ``{output_dir}/results.json``; {} on ranks other
+        The evaluators' results, also written to ``{output_dir}/results.json``; {} on ranks other
         than 0.
 
     Raises:
@@ -140,10 +138,11 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
     """
     options = train_options(cfg)
     _require(cfg, "model", "dataloader")
-    _require(cfg.dataloader, "test", "evaluator", prefix="dataloader.")
+    if not data_sets(cfg):
+        _require(cfg.dataloader, "test", "evaluator", prefix="dataloader.")
     device = _prepare(cfg, options)
     model = build(cfg.model, "model").to(device)
-    check_vocabulary(cfg, model, "test")
+    check_test_vocabularies(cfg, model)
     checkpointer = Checkpointer(model, options.output_dir)
     path = options.init_checkpoint if weights is None else weights
     if weights is None and resume:
@@ -154,35 +153,6 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
         logger.warning("No checkpoint (train.init_checkpoint): evaluating the model as it is built")
     checkpointer.load(path, checkpointables=[])
     return do_test(cfg, model, _build_own_hooks(options))
-
-
-def do_test(
-    cfg: DictConfig, model: nn.Module, own_hooks: Sequence[HookBase] = ()
-) -> dict[str, Any]:
-    """Run ``dataloader.evaluator`` on ``dataloader.test`` and write ``results.json``.
-
-    Args:
-        own_hooks: Those of ``train.hooks``; the model has their ``evaluation_weights`` meanwhile.
-
-    Returns:
-        The results; {} on ranks other than 0, or if the config has no evaluator.
-    """
-    if "test" not in cfg.dataloader or "evaluator" not in cfg.dataloader:
-        logger.info("Nothing is evaluated: the config has no dataloader.test and evaluator")
-        return {}
-    # without DDP: its forward may synchronise buffers, and ranks have different numbers of images
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
-    loader = build(cfg.dataloader.test, "dataloader.test")
-    evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
-    with evaluation_weights(own_hooks, bare):
-        results = inference_on_dataset(bare, loader, evaluator)
-    if not comm.is_main_process():
-        return {}
-    print_csv_format(results)
-    with atomic_path(Path(cfg.train.output_dir) / RESULTS_FILE) as temporary:
-        text = json.dumps(_plain(results), indent=2, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return dict(results)
 
 
 def setup_logging(output_dir: str) -> None:
@@ -219,8 +189,7 @@ def _prepare(cfg: DictConfig, options: TrainOptions) -> torch.device:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     seed_everything(options.seed)
-    for number, call in enumerate(cfg.dataloader.get("register") or []):
-        build(call, f"dataloader.register.{number}")
+    register_data_sets(cfg)
     return device
 
 
@@ -322,15 +291,3 @@ def _position(loader: Any, start: int, seed: int) -> None:
         logger.warning("The loader has no start_iteration: the resumed training sees other data")
     if getattr(loader, "seed", 0) is None:
         loader.seed = seed
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it: numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -26,23 +26,37 @@ def check_vocabulary(cfg: DictConfig, model: nn.Module, part: str) -> None:
         ConfigError: they differ.
     """
     own = getattr(model, "vocabulary", None)
-    node: Any = cfg.dataloader
-    for key in (part, "dataset", "names"):
+    if isinstance(own, Vocabulary):
+        check_loader(own, cfg.dataloader.get(part), f"dataloader.{part}", seen=part == "train")
+
+
+def check_loader(own: Vocabulary, loader: Any, where: str, seen: bool = False) -> None:
+    """Check a vocabulary against the data sets that the config of a loader names.
+
+    Args:
+        own: how the model numbers its classes.
+        loader: the config; nothing is checked where it has no ``dataset.names``.
+        where: its key in the whole config.
+        seen: compare the seen flags too.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    node: Any = loader
+    for key in ("dataset", "names"):
         node = node.get(key) if isinstance(node, DictConfig) else None
-    if not isinstance(own, Vocabulary):
-        return
     for name in [node] if isinstance(node, str) else node if isinstance(node, ListConfig) else []:
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog else Metadata()
         theirs = metadata.get("vocabulary")
         if theirs is not None:
-            difference = _difference(own, theirs, seen=part == "train")
+            difference = _difference(own, theirs, seen)
         else:
             theirs = _class_names(metadata)
             difference = _misplaced(own, theirs)
         if difference:
             raise ConfigError(
                 f"model.vocabulary ({len(own)} classes) is not that of the data set {name} "
-                f"({len(theirs)} classes) in dataloader.{part}: {difference}; set model.vocabulary "
+                f"({len(theirs)} classes) in {where}: {difference}; set model.vocabulary "
                 "to the vocabulary of the data set"
             )
 

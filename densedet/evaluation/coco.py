@@ -7,14 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data.catalog import Metadata, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from densedet.data.annotation_file import read_annotation_file
-from densedet.errors import DatasetError
-from densedet.evaluation.ground_truth import coco_api, restrict_ground_truth
+from densedet.evaluation.ground_truth import (
+    check_images,
+    coco_api,
+    registered_metadata,
+    restrict_ground_truth,
+)
 from densedet.evaluation.open_vocabulary import (
     at_iou,
     class_ap,
@@ -62,7 +66,7 @@ def evaluate_coco_detections(
         raise ValueError(f"iou_type {iou_type!r}: choose 'bbox' or 'segm'")
     labels = [str(entry["name"]).strip() for entry in gt["categories"]]
     restricted, ids = restrict_ground_truth(gt, labels)
-    _check_images(detections, {image["id"] for image in gt["images"]}, "the ground truth")
+    check_images(detections, {image["id"] for image in gt["images"]}, "the ground truth")
     evaluation = _accumulate(
         coco_api(restricted),
         detections,
@@ -106,7 +110,7 @@ class OpenVocabularyCOCOEvaluator(COCOEvaluator):
     def __init__(
         self, dataset_name: str, tasks: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        metadata = _metadata(dataset_name)
+        metadata = registered_metadata(dataset_name)
         data = read_annotation_file(metadata.json_file, metadata.get("hint", ""))
         super().__init__(dataset_name, tuple(tasks) if tasks else None, **kwargs)
         self._vocabulary = metadata.vocabulary
@@ -126,7 +130,7 @@ class OpenVocabularyCOCOEvaluator(COCOEvaluator):
         self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None
     ) -> None:
         name = f"data set {self._metadata.name!r} ({self._metadata.json_file})"
-        _check_images(predictions, self._known_images, name)
+        check_images(predictions, self._known_images, name)
         tested = [p for p in predictions if p["image_id"] in self._coco_api.imgs]
         super()._eval_predictions(tested, img_ids=img_ids)
 
@@ -152,25 +156,6 @@ class OpenVocabularyCOCOEvaluator(COCOEvaluator):
         logger.info("%s: %s", iou_type, ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
         results.update(means)
         return results
-
-
-def _metadata(dataset_name: str) -> Metadata:
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("vocabulary") is None or metadata.get("json_file") is None:
-        raise DatasetError(
-            f"data set {dataset_name!r} is not registered with a vocabulary; register it with "
-            "densedet.data.register_coco_format, or register_all for OV-COCO"
-        )
-    return metadata
-
-
-def _check_images(records: Sequence[Mapping[str, Any]], known: Collection[int], name: str) -> None:
-    unknown = {record["image_id"] for record in records} - set(known)
-    if unknown:
-        raise DatasetError(
-            f"there are detections for {len(unknown)} images that are not in {name}, such as image "
-            f"{sorted(unknown)[0]}; evaluate them on the data set they were made from"
-        )
 
 
 def _accumulate(

@@ -1,11 +1,12 @@
-"""The part of a COCO-format ground truth that a vocabulary is evaluated on."""
+"""COCO-format ground truth, the part of it that a vocabulary is evaluated on, and its metadata."""
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask as mask_util
+from detectron2.data.catalog import Metadata, MetadataCatalog
 from pycocotools.coco import COCO
 
 from densedet.errors import DatasetError
@@ -61,6 +62,35 @@ def restrict_ground_truth(
         "annotations": annotations,
     }
     return restricted, ids
+
+
+def registered_metadata(dataset_name: str) -> Metadata:
+    """The metadata of a data set, with "vocabulary" and "json_file".
+
+    Raises:
+        DatasetError: the data set is not registered with them.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("vocabulary") is None or metadata.get("json_file") is None:
+        raise DatasetError(
+            f"data set {dataset_name!r} is not registered with a vocabulary; register it with "
+            "densedet.data.register_coco_format, or register_all for OV-COCO and OV-LVIS"
+        )
+    return metadata
+
+
+def check_images(records: Sequence[Mapping[str, Any]], known: Collection[int], name: str) -> None:
+    """Check that all detections are for images of the ground truth, called ``name``.
+
+    Raises:
+        DatasetError: one is not.
+    """
+    unknown = {record["image_id"] for record in records} - set(known)
+    if unknown:
+        raise DatasetError(
+            f"there are detections for {len(unknown)} images that are not in {name}, such as image "
+            f"{sorted(unknown)[0]}; evaluate them on the data set they were made from"
+        )
 
 
 def coco_api(data: Mapping[str, Any]) -> COCO:

@@ -4,7 +4,8 @@ F-ViT, ViT-B/16 (arXiv 2310.01403). For another size set ``dataloader.image_size
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.evaluation import LVISEvaluator
+
+from densedet.evaluation import OpenVocabularyLVISEvaluator
 
 from .ov_coco import dataloader
 
@@ -15,8 +16,7 @@ dataloader.train.mapper.use_instance_mask = True
 dataloader.train.mapper.mask_format = "bitmask"
 dataloader.test.dataset.names = "ov_lvis_val"
 
-# APr (rare = unseen), APc and APf of boxes and masks; LVIS's own limit of 300 detections an image.
-dataloader.evaluator = L(LVISEvaluator)(
+# AP, APr (rare = unseen), APc and APf of boxes and masks; LVIS's own limit of 300 an image.
+dataloader.evaluator = L(OpenVocabularyLVISEvaluator)(
     dataset_name="${..test.dataset.names}",
-    max_dets_per_image=300,
 )
