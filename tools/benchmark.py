@@ -1,4 +1,4 @@
-"""Measure densedet against what it replaces: pooling, crops, CLIPSelf's step, kept or shared text.
+"""Measure densedet against what it replaces: pooling, crops, CLIPSelf's step, text, evaluation.
 
 Both sides run in turn on the same data. Medians are printed; --json has the quartiles as well.
 
@@ -8,10 +8,12 @@ Examples:
     python tools/benchmark.py distill --model densedet-tiny --image-size 224
     python tools/benchmark.py guidance --threads 1
     python tools/benchmark.py text --threads 1
+    python tools/benchmark.py evaluate --threads 1
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,13 @@ import torch
 from densedet import compat
 from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
 from densedet.benchmark.distill import distill_rows, run_distill
+from densedet.benchmark.evaluate_detection import (
+    COCO_SIZES,
+    LVIS_SIZES,
+    detection_rows,
+    run_coco,
+    run_lvis,
+)
 from densedet.benchmark.guidance import GuidanceJob, guidance_rows, run_guidance
 from densedet.benchmark.machine import Settings, describe, machine_line
 from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
@@ -33,12 +42,13 @@ from densedet.cli import ToolParser, run_tool
 from densedet.engine.options import PRECISIONS
 from densedet.files import atomic_path
 
+METRICS = ("panoptic", "coco", "lvis")
+
 
 class Outcome(NamedTuple):
-    """What a benchmark found: for the JSON, the table's rows and a line above them."""
+    """What a benchmark found: for the JSON by name, the table's rows and a line above them."""
 
-    name: str
-    result: dict[str, Any]
+    results: dict[str, dict[str, Any]]
     rows: list[list[str]]
     note: str
 
@@ -52,7 +62,7 @@ def pool(args: argparse.Namespace, settings: Settings) -> Outcome:
         f"difference {result['largest_difference']:.1e}, of the gradient "
         f"{result['largest_gradient_difference']:.1e}"
     )
-    return Outcome("pool", result, pool_rows(result), note)
+    return Outcome({"pool": result}, pool_rows(result), note)
 
 
 def crops(args: argparse.Namespace, settings: Settings) -> Outcome:
@@ -66,7 +76,7 @@ def crops(args: argparse.Namespace, settings: Settings) -> Outcome:
         f"{result['jpeg_bytes'] / 1e3:.0f} kB and {result['crops_per_image']:.1f} crops each; "
         f"largest difference from PIL: {result['largest_difference']} grey level(s)"
     )
-    return Outcome("crops", result, crop_rows(result), note)
+    return Outcome({"crops": result}, crop_rows(result), note)
 
 
 def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
@@ -86,7 +96,7 @@ def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
     if args.memory:
         memory = run_memory(job)
         note = f"{what}; the reference is the same without activation checkpointing"
-        return Outcome("memory", memory, memory_rows(memory), note)
+        return Outcome({"memory": memory}, memory_rows(memory), note)
     result = run_distill(job)
     result["peak_memory"] = {name: measure_peak(job, name) for name in SIDES}
     rows = [*distill_rows(result), peak_row(result["peak_memory"])]
@@ -94,7 +104,7 @@ def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
         f"{what}, {job.workers} loader workers, {result['crops_per_image']:.1f} crops an image; "
         f"matrix peak {result['matrix_peak'] / 1e12:.3g} TFLOP/s"
     )
-    return Outcome("distill", result, rows, note)
+    return Outcome({"distill": result}, rows, note)
 
 
 def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
@@ -107,7 +117,7 @@ def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
         f"{job.config_file} at {job.image_size}, {result['classes']} classes; quartiles of the "
         f"ratio {lower:.2f} to {upper:.2f}; largest difference {result['largest_difference']:.1e}"
     )
-    return Outcome("guidance", result, guidance_rows(result), note)
+    return Outcome({"guidance": result}, guidance_rows(result), note)
 
 
 def text(args: argparse.Namespace, settings: Settings) -> Outcome:
@@ -119,7 +129,29 @@ def text(args: argparse.Namespace, settings: Settings) -> Outcome:
         f"time {result['time_ratio']:.2f} and multiply-adds {result['macs_ratio']:.2f} of the "
         f"reference; largest difference {result['largest_difference']:.1e}"
     )
-    return Outcome("prefix_sharing", result, text_rows(result), note)
+    return Outcome({"prefix_sharing": result}, text_rows(result), note)
+
+
+def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Metrics; the references are Detectron2's panoptic evaluator, pycocotools and lvis."""
+    results: dict[str, dict[str, Any]] = {}
+    rows: list[list[str]] = []
+    changed = {} if args.images is None else {"images": args.images}
+    for name in args.metrics:
+        if name == "panoptic":
+            from densedet.benchmark import evaluate_panoptic
+
+            compat.apply()
+            sizes = evaluate_panoptic.PanopticSizes(**changed)
+            results[name] = evaluate_panoptic.run(settings, sizes)
+            rows += evaluate_panoptic.rows(results[name])
+            continue
+        run, usual = (run_coco, COCO_SIZES) if name == "coco" else (run_lvis, LVIS_SIZES)
+        results[name] = run(settings, dataclasses.replace(usual, **changed))
+        rows += detection_rows(name, results[name])
+    largest = max(result["largest_difference"] for result in results.values())
+    note = f"largest difference of a figure, in percent: {largest:.1e}"
+    return Outcome(results, rows, note)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -168,19 +200,30 @@ def build_parser() -> argparse.ArgumentParser:
     fifth.add_argument("--model", default=TextJob.model, help="CLIP; its weights are random")
     fifth.add_argument("--vocabulary", default=TextJob.vocabulary, help="name of a class list")
     fifth.add_argument("--batch", type=int, default=TextJob.batch, help="images")
+    sixth = _command(commands, evaluate, repeats=5, compiled=None)
+    sixth.add_argument(
+        "--metrics", nargs="+", choices=METRICS, default=METRICS, help="default: all three"
+    )
+    sixth.add_argument("--images", type=int, help="of each; default: 100 for panoptic, else 200")
     return parser
 
 
-def _command(commands: Any, run: Any, repeats: int, compiled: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, run: Any, repeats: int, compiled: str | None
+) -> argparse.ArgumentParser:
+    """Add a benchmark with the options of all; without ``compiled`` torch computes nothing."""
     command: argparse.ArgumentParser = commands.add_parser(
         run.__name__, help=run.__doc__, description=run.__doc__
     )
     command.set_defaults(run=run)
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    command.add_argument(
-        "--compile", action="store_true", help=f"torch.compile of {compiled}, on both sides"
-    )
+    if compiled is None:
+        command.set_defaults(device="cpu", precision="fp32", compile=False)
+    else:
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+        command.add_argument(
+            "--compile", action="store_true", help=f"torch.compile of {compiled}, on both sides"
+        )
     command.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's")
     command.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side")
     command.add_argument("--warmup", type=int, default=2, help="runs of each side before them")
@@ -199,10 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_path(args.json) if args.json else contextlib.nullcontext() as file:
         machine = describe(settings)
         outcome = args.run(args, settings)
-        print(f"{outcome.name}: {machine_line(machine)}\n{outcome.note}")
+        names = ", ".join(outcome.results)
+        print(f"{names}: {machine_line(machine)}\n{outcome.note}")
         print(format_table(("what", "ours", "reference", "ratio"), outcome.rows))
         if file is not None:
-            content = {"machine": machine, outcome.name: outcome.result}
+            content = {"machine": machine, **outcome.results}
             file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0
 

@@ -16,7 +16,8 @@ from tools import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
-QUICK = ["--device", "cpu", "--threads", "1", "--repeats", "2", "--warmup", "1"]
+QUICK = ["--threads", "1", "--repeats", "2", "--warmup", "1"]
+ON_THE_CPU = ["--device", "cpu"]
 TINY = ["--model", "densedet-tiny", "--image-size", "64", "--images", "2", "--workers", "0"]
 QUICKSTART = "projects/denseclip/configs/quickstart.py"
 SMALL = {
@@ -25,6 +26,7 @@ SMALL = {
     "guidance": ["--config-file", QUICKSTART, "--image-size", "64"],
     "text": ["--model", "densedet-tiny", "--batch", "1"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
+    "evaluate": ["--images", "3"],
 }
 
 
@@ -72,6 +74,11 @@ def check_text(found):
     assert found["largest_difference"] <= 0.1 * found["largest_embedding"]
 
 
+def check_evaluation(found):
+    assert found["speedup"] > 0 and len(found["speedup_quartiles"]) == 2
+    assert found["largest_difference"] < 1e-8 and found["images"] == 3
+
+
 CHECKS = {
     "pool": check_pool,
     "crops": check_crops,
@@ -79,13 +86,16 @@ CHECKS = {
     "memory": check_memory,
     "guidance": check_guidance,
     "prefix_sharing": check_text,
+    **dict.fromkeys(benchmark.METRICS, check_evaluation),
 }
 
 
-def name_in_json(command):
+def names_in_json(command):
     """Under which a benchmark's figures stand."""
+    if command[2] == "evaluate":
+        return list(benchmark.METRICS)
     name = "memory" if "--memory" in command else command[2]
-    return "prefix_sharing" if name == "text" else name
+    return ["prefix_sharing" if name == "text" else name]
 
 
 @pytest.mark.parametrize("command", page_commands(), ids=" ".join)
@@ -93,16 +103,18 @@ def test_commands_of_the_page(tmp_path, capsys, command):
     """Each as it stands in docs/benchmarks.md, then made small, on the CPU."""
     assert command[:2] == ["python", "tools/benchmark.py"]
     file = tmp_path / "figures" / "out.json"
-    arguments = [*command[2:], *SMALL[command[2]], *QUICK, "--json", str(file)]
+    device = ON_THE_CPU if command[2] != "evaluate" else []
+    arguments = [*command[2:], *SMALL[command[2]], *device, *QUICK, "--json", str(file)]
     assert benchmark.main(arguments) == 0
-    name = name_in_json(command)
+    names = names_in_json(command)
     machine_line, _note, header, *lines = capsys.readouterr().out.splitlines()
-    assert machine_line.startswith(f"{name}: ") and ", 1 threads, " in machine_line
+    assert machine_line.startswith(f"{', '.join(names)}: ") and ", 1 threads, " in machine_line
     assert header.split() == ["what", "ours", "reference", "ratio"] and lines
     content = json.loads(file.read_text())
-    assert set(content) == {"machine", name}
+    assert set(content) == {"machine", *names}
     assert content["machine"]["threads"] == 1 and content["machine"]["device"] == "cpu"
-    CHECKS[name](content[name])
+    for name in names:
+        CHECKS[name](content[name])
 
 
 def test_every_benchmark_is_on_the_page():
@@ -130,6 +142,8 @@ def test_every_benchmark_is_on_the_page():
         (["text", "--batch", "0"], "--batch 0 must be at least 1"),
         (["text", "--model", "no-such-clip"], "no CLIP architecture named 'no-such-clip'"),
         (["text", "--vocabulary", "no_list"], "no_list"),
+        (["evaluate", "--metrics", "pq"], "invalid choice: 'pq'"),
+        (["evaluate", "--metrics", "coco", "--images", "0"], "--images 0 must be at least 1"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
