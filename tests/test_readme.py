@@ -25,6 +25,7 @@ READMES = [
     ROOT / "projects" / "icpc" / "README.md",
     ROOT / "projects" / "language_bridge" / "README.md",
     ROOT / "docs" / "guidance.md",
+    ROOT / "projects" / "panoptic_fpn" / "README.md",
     ROOT / "docs" / "model_cards" / "densedet-tiny.md",
 ]
 
@@ -51,7 +52,7 @@ def workspace(tmp_path_factory):
 
 def run(folder: Path, command: list[str]) -> None:
     tool = next(word for word in command if word.startswith("tools/"))
-    extra = SHORTENED.get(tool, [])
+    extra = [] if "--eval-only" in command else SHORTENED.get(tool, [])
     words = [str(ROOT / word) if word.startswith("tools/") else word for word in command]
     program = [sys.executable]
     if words.pop(0) == "torchrun":

@@ -237,9 +237,7 @@ def _prepare_vocabulary(model: Any) -> int | None:
         groups = torch.tensor(vocabulary.groups, device="cpu")
         dim = model.roi_heads.box_predictor.classifier.embed_dim
         vectors = torch.zeros(len(groups), dim)
-        model.roi_heads.set_classes(
-            ClassEmbeddings(vectors, groups, torch.zeros(dim)), vocabulary.seen
-        )
+        model.set_classes(ClassEmbeddings(vectors, groups, torch.zeros(dim)))
     prompted = _prompted(model)
     if prompted is None:
         return None

@@ -78,6 +78,14 @@ def check_windows(window: Side, stride: Side) -> None:
             )
 
 
+def check_optional_windows(window: int | None, stride: int | None) -> None:
+    """Raise ConfigError unless there are windows that cover every image, or none at all."""
+    if (window is None) is not (stride is None):
+        raise ConfigError("window and window_stride: give both, or neither for whole pictures")
+    if window is not None and stride is not None:
+        check_windows(window, stride)
+
+
 def _pair(side: Side) -> tuple[int, int]:
     return (side, side) if isinstance(side, int) else side
 

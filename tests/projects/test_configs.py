@@ -8,17 +8,25 @@ from detectron2.config import instantiate
 from densedet import model_zoo
 from densedet.clip import ClipVisual, unlock
 from densedet.engine.analysis import without_weights
-from densedet.modeling.meta_arch import OpenVocabularyRCNN, RegionCLIP
+from densedet.modeling.meta_arch import (
+    OpenVocabularyPanopticFPN,
+    OpenVocabularyRCNN,
+    RegionCLIP,
+    ZeroShotSegmentor,
+)
 from densedet.vocabulary import Vocabulary
 
 CONFIGS = model_zoo.list()
 CLIPSELF = "projects/clipself/configs/"
+PANOPTIC = "projects/panoptic_fpn/configs/"
 GUIDED = tuple(f"projects/{name}/" for name in ("denseclip", "icpc", "language_bridge"))
 
 
 def has_roi_heads(name):
     if name.startswith(GUIDED):
         return "mask_rcnn" in name
+    if name.startswith(PANOPTIC):
+        return "zero_shot" not in name
     return not name.startswith(CLIPSELF) or "detector" in name
 
 
@@ -56,12 +64,16 @@ def test_there_are_the_published_rows():
 def test_model_optimizer_and_schedule_can_be_built(config):
     with torch.device("meta"):
         model = instantiate(config.model)
+    assert config.train.output_dir.startswith("output/")
+    if "optimizer" not in config:
+        assert isinstance(model, ZeroShotSegmentor)
+        assert not [p for p in model.parameters() if p.requires_grad]
+        return
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
     instantiate(config.lr_multiplier)
-    assert config.train.output_dir.startswith("output/")
 
 
 # file, blocks, side of the student, alpha, iterations, data
@@ -126,3 +138,12 @@ def test_levels_of_backbone_rpn_and_heads_agree(detector):
         assert heads.dense_stride == tower.stride
         assert heads.box_predictor.classifier.embed_dim == tower.embed_dim
         assert ("vlm" in shapes) is (heads.box_predictor.ensemble is not None)
+    if isinstance(model, OpenVocabularyPanopticFPN):
+        head = model.sem_seg_head
+        names = [name for name in heads.mask_in_features if name in head.in_features]
+        assert names == head.in_features
+        assert head.common_stride == shapes[head.in_features[0]].stride
+        assert head.classifier.embed_dim == heads.box_predictor.classifier.embed_dim
+        mapper = instantiate(detector.dataloader.train.mapper)
+        assert mapper.vocabulary == model.vocabulary
+        assert mapper.ignore_value == head.ignore_value

@@ -1,6 +1,6 @@
 """Open-vocabulary Faster and Mask R-CNN."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
@@ -9,27 +9,30 @@ from detectron2.structures import ImageList, Instances
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError
 from densedet.modeling.backbone.statistics import fill_statistics
-from densedet.vocabulary import Vocabulary
+from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
+from densedet.modeling.roi_heads import OpenVocabularyROIHeads
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRCNN(GeneralizedRCNN):
+class OpenVocabularyRCNN(OpenVocabularyModel, GeneralizedRCNN):
     """`GeneralizedRCNN` whose classes are a vocabulary, replaceable at any time.
 
+    ``pred_classes`` and, in training, ``gt_classes`` are indices into the vocabulary.
+
     Args:
-        vocabulary: the classes to start with; in training, labels are indices into it.
-        embedder: turns a vocabulary into class embeddings (a `VocabularyEmbedder`). It is called
-            at the first forward pass after a change, so that building a model costs no text tower.
+        backbone: levels for the heads.
         pixel_mean, pixel_std: of RGB in 0..255; None takes the statistics that belong to the CLIP
             weights of the backbone.
-        **kwargs: as of `GeneralizedRCNN`; ``roi_heads`` is an `OpenVocabularyROIHeads`.
+        **kwargs: as of `OpenVocabularyModel` and `GeneralizedRCNN`; ``roi_heads`` is an
+            `OpenVocabularyROIHeads`.
     """
+
+    backbone: Backbone
+    roi_heads: OpenVocabularyROIHeads
 
     def __init__(
         self,
         *,
-        vocabulary: Vocabulary,
-        embedder: Callable[[Vocabulary], ClassEmbeddings],
         backbone: Backbone,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
@@ -37,23 +40,10 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
     ) -> None:
         mean, std = fill_statistics(backbone, pixel_mean, pixel_std)
         super().__init__(backbone=backbone, pixel_mean=mean, pixel_std=std, **kwargs)
-        self.embedder = embedder
-        self.set_vocabulary(vocabulary)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The classes that results refer to: ``pred_classes`` are indices into it."""
-        return self._vocabulary
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Detect these classes from now on; no weight changes."""
-        self._vocabulary = vocabulary
-        self._embedded = False
-
-    def _embed_vocabulary(self) -> None:
-        if not self._embedded:
-            self.roi_heads.set_classes(self.embedder(self._vocabulary), self._vocabulary.seen)
-            self._embedded = True
+    def set_classes(self, embeddings: ClassEmbeddings) -> None:
+        """Hand the embeddings of the vocabulary to the box predictor."""
+        self.roi_heads.set_classes(embeddings, self.vocabulary.seen)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """As `GeneralizedRCNN.preprocess_image`.

@@ -15,7 +15,7 @@ from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.checks import check_choice
 from densedet.modeling.meta_arch.guided import check_labels, check_num_classes
-from densedet.modeling.sliding_window import check_windows, slide
+from densedet.modeling.sliding_window import check_optional_windows, slide
 from densedet.modeling.test_time_augmentation import Segment
 from densedet.vocabulary import Vocabulary
 
@@ -65,10 +65,7 @@ class Segmentor(SemanticSegmentor):
         super().__init__(
             backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=mean, pixel_std=std
         )
-        if (window is None) is not (window_stride is None):
-            raise ConfigError("window and window_stride: give both, or neither for whole pictures")
-        if window is not None and window_stride is not None:
-            check_windows(window, window_stride)
+        check_optional_windows(window, window_stride)
         self.window = window
         self.window_stride = window_stride
         self.tta = tta

@@ -87,6 +87,12 @@ class CosineClassifier(nn.Module):
             return cosines
         return max_over_groups(cosines, self.groups, self.num_classes)
 
+    def pixel_cosines(self, maps: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, K, h, w), fp32: `class_cosines` of every location."""
+        locations = maps.movedim(1, -1)
+        cosines = self.class_cosines(locations.flatten(0, 2))
+        return cosines.unflatten(0, locations.shape[:3]).movedim(-1, 1)
+
     def background_cosine(self, embeddings: Tensor) -> Tensor:
         """(R, D) -> (R, 1), fp32: cosine with the background vector."""
         background = self.text_background

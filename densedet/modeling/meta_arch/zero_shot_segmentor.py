@@ -1,0 +1,139 @@
+"""Semantic segmentation straight from the dense map of CLIP, without any training."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from densedet.clip import ClassEmbeddings, ClipVisual
+from densedet.clip.visual import DensePath
+from densedet.errors import ConfigError
+from densedet.modeling.backbone.statistics import fill_statistics
+from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
+from densedet.modeling.roi_heads import CosineClassifier
+from densedet.modeling.sliding_window import check_optional_windows, slide
+
+
+@META_ARCH_REGISTRY.register()
+class ZeroShotSegmentor(OpenVocabularyModel):
+    """Compares every location of the dense map with a vocabulary (MaskCLIP, arXiv 2112.01071).
+
+    The logits are the cosines times the temperature, resized bilinearly. Nothing is learned, so a
+    CLIP segments as it is, and one that CLIPSelf (arXiv 2310.01403) distilled as well.
+
+    Args:
+        visual: the tower; it is frozen.
+        window: side of the windows, pixels; None for whole pictures.
+        window_stride: from window to window, pixels; None without windows.
+        path: the way through the last block, see `ClipVisual.dense_map`: MaskCLIP keeps residual
+            and MLP ("value"), later works drop them ("values").
+        temperature: factor of the cosines; 100 is CLIP's own.
+        min_probability: prompt denoising of MaskCLIP: a class that is not as probable as this
+            anywhere in the picture is removed from it (0.5 there); the most probable class always
+            stays. None keeps all.
+        pixel_mean, pixel_std: of RGB in 0..255; None takes the statistics that belong to the
+            weights of the tower.
+        **kwargs: as of `OpenVocabularyModel`.
+
+    Raises:
+        ConfigError: windows that leave gaps or lack their stride, an unknown path, or a
+            ``min_probability`` outside 0..1.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        visual: ClipVisual,
+        window: int | None,
+        window_stride: int | None,
+        path: DensePath = "value",
+        temperature: float = 100.0,
+        min_probability: float | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_optional_windows(window, window_stride)
+        if path not in get_args(DensePath):
+            raise ConfigError(f"path={path!r}: choose from {', '.join(get_args(DensePath))}")
+        if min_probability is not None and not 0 <= min_probability <= 1:
+            raise ConfigError(f"min_probability={min_probability} must lie in 0..1, or be None")
+        self.window, self.window_stride = window, window_stride
+        self.path: DensePath = path
+        self.min_probability = min_probability
+        self.visual = visual
+        self.classifier = CosineClassifier(visual.embed_dim, temperature)
+        self.requires_grad_(False)
+        mean, std = fill_statistics(visual, pixel_mean, pixel_std)
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.eval()
+
+    def set_classes(self, embeddings: ClassEmbeddings) -> None:
+        """Hand the embeddings of the vocabulary to the classifier."""
+        self.classifier.set_classes(embeddings, self.vocabulary.seen)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """Segment pictures.
+
+        Args:
+            batched_inputs: for each image a dict with "image" ``[3, H, W]`` RGB in 0..255, of any
+                size; "height" and "width" of the result, if they are not those of the image.
+
+        Returns:
+            For each image ``{"sem_seg": [K, height, width]}``: logits, -inf for a class that
+            ``min_probability`` removes.
+
+        Raises:
+            ConfigError: the model is in training mode, or the tower has no such ``path``.
+        """
+        if self.training:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to train: evaluate it, with --eval-only or "
+                "eval()"
+            )
+        self._embed_vocabulary()
+        with torch.no_grad():
+            return [{"sem_seg": self._segment(record)} for record in batched_inputs]
+
+    def _segment(self, record: dict[str, Any]) -> Tensor:
+        image = (record["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+        if self.window is None or self.window_stride is None:
+            logits = self._predict(image[None])[0]
+        else:
+            logits = slide(image[None], self._predict, self.window, self.window_stride)[0]
+        height, width = image.shape[-2:]
+        size = (record.get("height", height), record.get("width", width))
+        result = sem_seg_postprocess(logits, (height, width), *size)
+        return result.masked_fill(self._absent(logits)[:, None, None], float("-inf"))
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K, H, W]`` of pictures ``[B, 3, H, W]``, which any size may have."""
+        height, width = images.shape[-2:]
+        padded = ImageList.from_tensors(list(images), self.visual.stride).tensor
+        cosines = self.classifier.pixel_cosines(self.visual.dense_map(padded, self.path))
+        logits = self.classifier.temperature * cosines
+        size = padded.shape[-2:]
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+    def _absent(self, logits: Tensor) -> Tensor:
+        """``[K]`` bool: the classes that prompt denoising removes from logits ``[K, H, W]``."""
+        if self.min_probability is None:
+            return logits.new_zeros(len(logits), dtype=torch.bool)
+        best = logits.softmax(dim=0).flatten(1).amax(dim=1)
+        return best < best.max().clamp(max=self.min_probability)
