@@ -63,16 +63,31 @@ def build_parser() -> argparse.ArgumentParser:
         help="print the versions of what densedet stands on and the remedy for each mismatch",
         description="Exit code 0: usable. Exit code 1: something named 'problem' must be mended.",
     )
+    doctor.add_argument(
+        "--datasets", action="store_true", help="also say how far each of the data sets is"
+    )
+    doctor.add_argument(
+        "--root", help="folder of the data sets (default: $DETECTRON2_DATASETS, or else datasets)"
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _doctor(_args: argparse.Namespace) -> int:
+def _doctor(args: argparse.Namespace) -> int:
     from densedet.doctor import examine, format_report
 
     report = examine()
     sys.stdout.write(format_report(report) + "\n")
+    if args.datasets and report.usable:
+        sys.stdout.write(f"\n{_dataset_report(args.root)}\n")
     return 0 if report.usable else 1
+
+
+def _dataset_report(root: str | None) -> str:
+    from densedet.data.benchmarks import BENCHMARKS
+    from densedet.data.prepare import dataset_state, format_states
+
+    return format_states([dataset_state(name, root) for name in BENCHMARKS])
 
 
 def _main(argv: list[str] | None) -> int:

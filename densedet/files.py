@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder; move it onto ``path`` if the block succeeds.
+
+    Missing parent folders are made. If the block raises, the temporary folder is removed and what
+    is at ``path`` is left as it was.
+
+    Raises:
+        OutputError: the folder cannot be made, or ``path`` cannot be replaced. What the block
+            raises is left as it is.
+    """
+    target = Path(path)
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    with temporary as name:
+        folder = Path(name) / target.name
+        folder.mkdir()
+        yield folder
+        with _named(target):
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(folder, target)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from densedet.clip import ClassEmbeddings, VocabularyEmbedder
 from densedet.errors import DensedetError, OutputError
-from densedet.files import atomic_path
+from densedet.files import atomic_folder, atomic_path
 from densedet.vocabulary import Vocabulary
 
 
@@ -44,6 +44,29 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         assert "check the permissions" in str(caught.value)
         assert isinstance(caught.value, DensedetError) and isinstance(caught.value, OSError)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_folder_appears_whole_and_replaces_the_former(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    for name in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            assert os.listdir(temporary) == []
+            (temporary / name).write_text("")
+        assert os.listdir(target) == [name]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as temporary:
+        (temporary / "half").write_text("")
+        raise KeyboardInterrupt
+    assert os.listdir(target) == ["two"]
+    assert os.listdir(target.parent) == ["folder"]
+
+
+def test_a_folder_where_none_can_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file/folder", "file"):
+        with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / name):
+            pass
+        assert str(caught.value).startswith(f"{tmp_path / name} cannot be written: ")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")

@@ -41,6 +41,18 @@ def ade20k_150(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": i, "name": name.strip()} for i, name in enumerate(names)]
 
 
+def voc_20(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The ids are the labels of the segmentation, where 0 is the background."""
+    return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+
+
+def cityscapes_19(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The ids are those of the ``labelIds`` maps; the order is that of the training ids."""
+    kinds = ("stuff", "thing")
+    ordered = sorted(categories, key=lambda c: int(c["trainId"]))
+    return [{"id": c["id"], "name": c["name"], "kind": kinds[c["isthing"]]} for c in ordered]
+
+
 def render_class_lists() -> dict[str, str]:
     """File name -> content.
 
@@ -48,7 +60,7 @@ def render_class_lists() -> dict[str, str]:
         InstallationError: Detectron2 cannot be imported.
     """
     try:
-        from detectron2.data.datasets import builtin_meta
+        from detectron2.data.datasets import builtin_meta, pascal_voc
         from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
     except ImportError as error:
         raise InstallationError(
@@ -66,6 +78,11 @@ def render_class_lists() -> dict[str, str]:
             f"{package}.builtin_meta.ADE20K_SEM_SEG_CATEGORIES",
             ade20k_150(builtin_meta.ADE20K_SEM_SEG_CATEGORIES),
         ),
+        "cityscapes_19.json": render(
+            f"{package}.builtin_meta.CITYSCAPES_CATEGORIES",
+            cityscapes_19(builtin_meta.CITYSCAPES_CATEGORIES),
+        ),
+        "voc_20.json": render(f"{package}.pascal_voc.CLASS_NAMES", voc_20(pascal_voc.CLASS_NAMES)),
     }
 
 

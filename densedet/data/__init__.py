@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densedet.data.catalog import register_all, register_coco_format
+    from densedet.data.benchmarks import register_all
+    from densedet.data.catalog import register_coco_format
     from densedet.data.coco_format import load_coco_format
     from densedet.data.images import read_image
     from densedet.data.loader import build_test_loader, build_train_loader
     from densedet.data.mapper import DetectionMapper
     from densedet.data.panoptic_format import load_panoptic_format, register_panoptic_format
+    from densedet.data.panoptic_mapper import PanopticMapper
     from densedet.data.region_images import (
         read_proposal_file,
         region_vocabulary,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DetectionMapper",
     "LabelReader",
+    "PanopticMapper",
     "PhotometricDistortion",
     "RegionMapper",
     "RegionTruthMapper",
@@ -73,6 +76,7 @@ __all__ = [
 _MODULES = {
     "DetectionMapper": "mapper",
     "LabelReader": "semantic_mapper",
+    "PanopticMapper": "panoptic_mapper",
     "PhotometricDistortion": "transforms",
     "RegionMapper": "region_mapper",
     "RegionTruthMapper": "region_truth",
@@ -90,7 +94,7 @@ _MODULES = {
     "region_vocabulary": "region_images",
     "register_ade20k": "semantic_format",
     "register_ade20k_full": "semantic_benchmarks",
-    "register_all": "catalog",
+    "register_all": "benchmarks",
     "register_clipself": "region_images",
     "register_coco_format": "catalog",
     "register_coco_stuff10k": "semantic_benchmarks",

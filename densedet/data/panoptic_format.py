@@ -7,30 +7,22 @@ an image whose colours are the segment ids.
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import (
-    category_names,
-    datasets_root,
-    read_annotation_file,
-    vocabulary_ids,
-)
+from densedet.data.annotation_file import category_names, read_annotation_file, vocabulary_ids
 from densedet.data.registration import is_registered
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-_HINT = (
-    "COCO 2017 (https://cocodataset.org/#download): unpack panoptic_annotations_trainval2017.zip, "
-    "the panoptic_val2017.zip inside it, and val2017.zip so that there are "
-    "<root>/coco/annotations/panoptic_val2017.json, <root>/coco/panoptic_val2017/*.png and "
-    "<root>/coco/val2017/*.jpg, and set DETECTRON2_DATASETS=<root> (default: datasets)"
-)
+ImageFile = Callable[[dict[str, Any]], str]
+"""From an entry of the list "images" to its file below the folder of the images."""
 
 
 def load_panoptic_format(
@@ -39,6 +31,7 @@ def load_panoptic_format(
     panoptic_root: str | os.PathLike[str],
     vocabulary: Vocabulary,
     hint: str = "",
+    image_file: ImageFile = itemgetter("file_name"),
 ) -> list[dict[str, Any]]:
     """Read a COCO panoptic file into Detectron2's standard panoptic dicts.
 
@@ -53,6 +46,7 @@ def load_panoptic_format(
         panoptic_root: folder of the PNGs.
         vocabulary: gives ``category_id``, the index of the category, things and stuff in one.
         hint: added to the message if the file is missing: where it comes from.
+        image_file: where the file of an image is, if not under its "file_name".
 
     Returns:
         One dict an annotated image, by ascending image id: "file_name", "height", "width",
@@ -65,16 +59,17 @@ def load_panoptic_format(
             unknown image; ids occur twice; a box is not four finite numbers. The message names the
             file and the record.
     """
-    return _Reader(Path(json_file), read_annotation_file(json_file, hint), vocabulary).records(
-        image_root, panoptic_root
-    )
+    data = read_annotation_file(json_file, hint)
+    return _Reader(Path(json_file), data, vocabulary, image_file).records(image_root, panoptic_root)
 
 
 class _Reader:
     """The checks on one panoptic file."""
 
-    def __init__(self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary, image_file: ImageFile
+    ) -> None:
+        self.path, self.image_file = path, image_file
         self.vocabulary = vocabulary
         self.annotations: list[dict[str, Any]] = data["annotations"]
         self.indices = vocabulary_ids(data, path, vocabulary)
@@ -121,7 +116,7 @@ class _Reader:
             if image["id"] in found:
                 raise self.error(name, "occurs twice; give each image one list of segments")
             found[image["id"]] = {
-                "file_name": os.path.join(os.fspath(image_root), image["file_name"]),
+                "file_name": os.path.join(os.fspath(image_root), self.image_file(image)),
                 "height": image["height"],
                 "width": image["width"],
                 "image_id": image["id"],
@@ -192,6 +187,7 @@ def register_panoptic_format(
     panoptic_root: str | os.PathLike[str],
     vocabulary: Vocabulary,
     hint: str = "",
+    image_file: ImageFile = itemgetter("file_name"),
 ) -> None:
     """Register a COCO panoptic data set; its file is read when the data set is loaded.
 
@@ -201,7 +197,8 @@ def register_panoptic_format(
 
     Args:
         name: name in Detectron2's catalogs.
-        json_file, image_root, panoptic_root, vocabulary, hint: see :func:`load_panoptic_format`.
+        json_file, image_root, panoptic_root, vocabulary, hint, image_file: see
+            :func:`load_panoptic_format`.
 
     Raises:
         DatasetError: the name is taken by another data set. The same call twice is fine. On
@@ -217,7 +214,8 @@ def register_panoptic_format(
         return
 
     def load() -> list[dict[str, Any]]:
-        reader = _Reader(Path(json_file), read_annotation_file(json_file, hint), vocabulary)
+        data = read_annotation_file(json_file, hint)
+        reader = _Reader(Path(json_file), data, vocabulary, image_file)
         for kind in ("thing", "stuff"):
             ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
             MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
@@ -241,25 +239,4 @@ def register_panoptic_format(
         ignore_label=255,
         label_divisor=1000,
         registration=arguments,
-    )
-
-
-def register_coco_panoptic_regions(root: str | os.PathLike[str] | None = None) -> None:
-    """Register ``coco_panoptic_val``, COCO panoptic val2017 with its 133 categories.
-
-    Args:
-        root: the folder of the data sets; default is the environment variable
-            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
-
-    Raises:
-        DatasetError: the name is taken by another data set.
-    """
-    folder = datasets_root(root)
-    register_panoptic_format(
-        "coco_panoptic_val",
-        folder / "coco/annotations/panoptic_val2017.json",
-        folder / "coco/val2017",
-        folder / "coco/panoptic_val2017",
-        Vocabulary.named("coco_panoptic"),
-        hint=_HINT,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densedet.data.images import check_image_size, read_image
+from densedet.data.segment_map import read_segment_map
 from densedet.errors import DatasetError
 from densedet.regions.crops import crop_rectangles
 from densedet.regions.masks import mask_cells
@@ -67,9 +68,9 @@ class RegionTruthMapper:
         image = read_image(dataset_dict["file_name"])
         height, width = image.shape[:2]
         check_image_size(dataset_dict, width, height)
-        segment_map = _read_segments(dataset_dict, width, height)
+        segment_map = read_segments(dataset_dict, width, height)
         segments = dataset_dict["segments_info"][: self.max_segments]
-        _check_segments(segments, dataset_dict["pan_seg_file_name"])
+        check_segments(segments, dataset_dict["pan_seg_file_name"])
         boxes, cells = self._boxes_and_cells(segment_map, segments, dataset_dict)
         kept = _area_is_allowed(boxes)
         is_thing = torch.tensor([bool(s["isthing"]) for s in segments], dtype=torch.bool)[kept]
@@ -119,21 +120,26 @@ class RegionTruthMapper:
         return torch.where(is_thing[:, None], enlarged, crop_rectangles(boxes, image_size))
 
 
-def _read_segments(record: dict[str, Any], width: int, height: int) -> Tensor:
-    """The segment id of each pixel ``[H, W]`` int32: id = R + 256 G + 256^2 B."""
+def read_segments(record: dict[str, Any], width: int, height: int) -> Tensor:
+    """The segment id of each pixel ``[H, W]`` int32, of the size of the image.
+
+    Raises:
+        ImageError: the segment map of the record is missing, truncated or not an image.
+        DatasetError: it is not ``width`` x ``height`` pixels, as its image is.
+    """
     path = record["pan_seg_file_name"]
-    colours = read_image(path)
-    if colours.shape[:2] != (height, width):
+    ids = read_segment_map(path)
+    if ids.shape != (height, width):
         raise DatasetError(
             f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"segment map {path} is {colours.shape[1]}x{colours.shape[0]}; they belong to "
-            "different versions of the data set: fetch them again"
+            f"segment map {path} is {ids.shape[1]}x{ids.shape[0]}; they belong to different "
+            "versions of the data set: fetch them again"
         )
-    channels = torch.from_numpy(colours).to(torch.int32)
-    return channels[..., 0] + 256 * channels[..., 1] + 256**2 * channels[..., 2]
+    return torch.from_numpy(ids.astype(np.int32))
 
 
-def _check_segments(segments: Sequence[dict[str, Any]], path: str) -> None:
+def check_segments(segments: Sequence[dict[str, Any]], path: str) -> None:
+    """Raise DatasetError if a segment of the map ``path`` lacks a key of the standard format."""
     for segment in segments:
         missing = [key for key in _KEYS if key not in segment]
         if missing:

@@ -13,18 +13,18 @@ from densedet.vocabulary.class_lists import unambiguous_names
 
 ADE20K_FULL_IGNORED = 65535
 _ADE20K_FULL_CLASSES = 847
-_COCO_STUFF = "coco/coco_stuff_10k"
-_ADE20K_FULL = "ADE20K_2021_17_01"
-_COCO_STUFF_HINT = (
+COCO_STUFF = "coco/coco_stuff_10k"
+ADE20K_FULL = "ADE20K_2021_17_01"
+COCO_STUFF_HINT = (
     "COCO-Stuff10k (https://github.com/nightrome/cocostuff10k): unpack cocostuff-10k-v1.0.zip so "
-    f"that there are the folders annotations, imageLists and images in <root>/{_COCO_STUFF}, run "
+    f"that there are the folders annotations, imageLists and images in <root>/{COCO_STUFF}, run "
     "MaskFormer's datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py, which writes images_detectron2 "
     "and annotations_detectron2 (label 1 of the .mat files becomes 255, every other label two "
     "less), and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
-_ADE20K_FULL_HINT = (
+ADE20K_FULL_HINT = (
     "ADE20K-Full (https://groups.csail.mit.edu/vision/datasets/ADE20K/): unpack it so that there "
-    f"is <root>/{_ADE20K_FULL}/index_ade20k.pkl, run MaskFormer's "
+    f"is <root>/{ADE20K_FULL}/index_ade20k.pkl, run MaskFormer's "
     "datasets/prepare_ade20k_full_sem_seg.py, which writes images_detectron2 and "
     "annotations_detectron2, and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
@@ -51,14 +51,14 @@ def register_coco_stuff10k(root: str | os.PathLike[str] | None = None) -> None:
         DatasetError: one of the names is taken by another data set. On loading: as
             :func:`densedet.data.load_semantic_format`.
     """
-    folder = datasets_root(root) / _COCO_STUFF
+    folder = datasets_root(root) / COCO_STUFF
     for part in ("train", "test"):
         register_semantic_format(
             f"coco_2017_{part}_stuff_10k_sem_seg",
             folder / "images_detectron2" / part,
             folder / "annotations_detectron2" / part,
             Vocabulary.named("coco_stuff_171"),
-            hint=_COCO_STUFF_HINT,
+            hint=COCO_STUFF_HINT,
         )
 
 
@@ -77,7 +77,7 @@ def register_ade20k_full(root: str | os.PathLike[str] | None = None) -> None:
         DatasetError: as :func:`ade20k_full_vocabulary`; one of the names is taken by another data
             set. On loading: as :func:`densedet.data.load_semantic_format`.
     """
-    folder = datasets_root(root) / _ADE20K_FULL
+    folder = datasets_root(root) / ADE20K_FULL
     vocabulary = ade20k_full_vocabulary(root)
     for part, subfolder in (("train", "training"), ("val", "validation")):
         register_semantic_format(
@@ -85,7 +85,7 @@ def register_ade20k_full(root: str | os.PathLike[str] | None = None) -> None:
             folder / "images_detectron2" / subfolder,
             folder / "annotations_detectron2" / subfolder,
             vocabulary,
-            hint=_ADE20K_FULL_HINT,
+            hint=ADE20K_FULL_HINT,
             ignore_label=ADE20K_FULL_IGNORED,
         )
 
@@ -104,7 +104,7 @@ def ade20k_full_vocabulary(root: str | os.PathLike[str] | None = None) -> Vocabu
         DatasetError: the file is missing or not such a list.
         VocabularyError: two classes have the same name.
     """
-    path = datasets_root(root) / _ADE20K_FULL / "categories.json"
+    path = datasets_root(root) / ADE20K_FULL / "categories.json"
     labels = _full_labels(path)
     prompts = unambiguous_names(labels)
     return Vocabulary(

@@ -29,15 +29,15 @@ _IMAGES = (".jpg", ".jpeg", ".png")
 _LABELS = (".png",)
 _LABELS_16_BIT = (".tif", ".tiff", ".png")
 _ADE20K = "ADEChallengeData2016"
-_ADE20K_HINT = (
+ADE20K_HINT = (
     "ADE20K-150 (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip so that there "
     f"are <root>/{_ADE20K}/images/training/*.jpg and <root>/{_ADE20K}/annotations/training/*.png, "
     "and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
 _ADE20K_LABELS = (
     f"its label maps have to be prepared from those in <root>/{_ADE20K}/annotations: label 0 "
-    "becomes 255, every other label one less; Detectron2's datasets/prepare_ade20k_sem_seg.py does "
-    "that and writes annotations_detectron2"
+    "becomes 255, every other label one less; tools/prepare_datasets.py ade20k_150 does that (as "
+    "Detectron2's datasets/prepare_ade20k_sem_seg.py) and writes annotations_detectron2"
 )
 
 
@@ -48,6 +48,7 @@ def load_semantic_format(
     hint: str = "",
     label_hint: str = "",
     ignore_label: int = IGNORED_LABEL,
+    names_file: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Pair the images of one folder (JPEG, PNG) with the label maps (PNG, TIFF) of another.
 
@@ -60,14 +61,16 @@ def load_semantic_format(
         hint: added to the message if there are no images: where they come from.
         label_hint: the same for label maps; default is ``hint``.
         ignore_label: label of pixels that count nowhere; above 255 the label maps have 16 bits.
+        names_file: a list of the images to take, each a path in the folder without suffix; default
+            is all. Other files are then left alone.
 
     Returns:
         One dict an image in the order of the paths: "file_name" and "sem_seg_file_name".
 
     Raises:
         DatasetError: a folder is missing or has no such file; an image has no label map or a label
-            map no image; two files differ in their suffix alone; the vocabulary has more categories
-            than the label maps can number.
+            map no image; two files differ in their suffix alone; the list is missing or empty; the
+            vocabulary has more categories than the label maps can number.
     """
     if len(vocabulary) > ignore_label:
         bits = 8 if ignore_label <= 255 else 16
@@ -75,16 +78,73 @@ def load_semantic_format(
             f"a vocabulary of {len(vocabulary)} categories: {bits}-bit label maps with "
             f"{ignore_label} for ignored pixels number at most {ignore_label}"
         )
+    pairs = pair_files(image_root, label_root, hint, label_hint, ignore_label, names_file)
+    logger.info("%s: %d images with label maps", image_root, len(pairs))
+    return [
+        {"file_name": str(image), "sem_seg_file_name": str(labels)}
+        for image, labels in pairs.values()
+    ]
+
+
+def pair_files(
+    image_root: str | os.PathLike[str],
+    label_root: str | os.PathLike[str],
+    hint: str = "",
+    label_hint: str = "",
+    ignore_label: int = IGNORED_LABEL,
+    names_file: str | os.PathLike[str] | None = None,
+) -> dict[str, tuple[Path, Path]]:
+    """The image and the label map of each path in the folders without suffix, in its order.
+
+    Args:
+        image_root, label_root, hint, label_hint, ignore_label, names_file: see
+            :func:`load_semantic_format`.
+
+    Raises:
+        DatasetError: as there.
+    """
     images = _files(Path(image_root), _IMAGES, "image", hint)
     suffixes = _LABELS if ignore_label <= 255 else _LABELS_16_BIT
     labels = _files(Path(label_root), suffixes, "label map", label_hint or hint)
+    if names_file is not None:
+        names = read_names(names_file, hint)
+        images = _listed(images, names, f"image of {names_file} in {image_root}")
+        labels = _listed(labels, names, f"label map of {names_file} in {label_root}")
     _check_pairs(images, labels, f"label map in {label_root}")
     _check_pairs(labels, images, f"image in {image_root}")
-    logger.info("%s: %d images with label maps", image_root, len(images))
-    return [
-        {"file_name": str(images[key]), "sem_seg_file_name": str(labels[key])}
-        for key in sorted(images)
-    ]
+    return {key: (images[key], labels[key]) for key in sorted(images)}
+
+
+def read_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
+    """The first words of the lines of a text file, as PASCAL VOC lists the images of a split.
+
+    Args:
+        path: of the list.
+        hint: added to the message if it is missing: where it comes from.
+
+    Raises:
+        DatasetError: the file is missing, empty or no text, or names an image twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DatasetError(f"list {path} does not exist{hint and '; '}{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"list {path} cannot be read ({error}); fetch it again") from error
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise DatasetError(f"list {path} is empty or names an image twice; fetch it again")
+    return names
+
+
+def _listed(files: dict[str, Path], names: list[str], kind: str) -> dict[str, Path]:
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise DatasetError(
+            f"{missing[0]}: there is no {kind} ({len(missing)} of {len(names)} are missing); add "
+            "the missing files"
+        )
+    return {name: files[name] for name in names}
 
 
 def _files(root: Path, suffixes: tuple[str, ...], kind: str, hint: str) -> dict[str, Path]:
@@ -126,6 +186,7 @@ def register_semantic_format(
     label_hint: str = "",
     check: Callable[[list[dict[str, Any]]], None] | None = None,
     ignore_label: int = IGNORED_LABEL,
+    names_file: str | os.PathLike[str] | None = None,
 ) -> None:
     """Register images with label maps; the folders are read when the data set is loaded.
 
@@ -134,7 +195,7 @@ def register_semantic_format(
 
     Args:
         name: name in Detectron2's catalogs.
-        image_root, label_root, vocabulary, hint, label_hint, ignore_label: see
+        image_root, label_root, vocabulary, hint, label_hint, ignore_label, names_file: see
             :func:`load_semantic_format`.
         check: called with the records when the data set is loaded; raises DatasetError.
 
@@ -147,13 +208,14 @@ def register_semantic_format(
         "label_root": os.fspath(label_root),
         "vocabulary": vocabulary,
         "ignore_label": ignore_label,
+        "names_file": None if names_file is None else os.fspath(names_file),
     }
     if is_registered(name, arguments):
         return
 
     def load() -> list[dict[str, Any]]:
         records = load_semantic_format(
-            image_root, label_root, vocabulary, hint, label_hint, ignore_label
+            image_root, label_root, vocabulary, hint, label_hint, ignore_label, names_file
         )
         if check is not None:
             check(records)
@@ -175,7 +237,8 @@ def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
     """Register ``ade20k_150_train`` and ``ade20k_150_val``: 20,210 and 2,000 images, 150 classes.
 
     The class names are those that DenseCLIP (arXiv 2112.01518) gives its text encoder. The label
-    maps are those that Detectron2's ``datasets/prepare_ade20k_sem_seg.py`` writes.
+    maps are those that ``tools/prepare_datasets.py ade20k_150`` writes, or Detectron2's
+    ``datasets/prepare_ade20k_sem_seg.py``.
 
     Args:
         root: the folder of the data sets; default is the environment variable
@@ -194,7 +257,7 @@ def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
             folder / "images" / subfolder,
             prepared,
             Vocabulary.named("ade20k_150_denseclip"),
-            hint=_ADE20K_HINT,
+            hint=ADE20K_HINT,
             label_hint=_ADE20K_LABELS,
             check=partial(_check_prepared, prepared, folder / "annotations" / subfolder),
         )

@@ -21,8 +21,10 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
     unseen things of "kind", whose annotations are left out):
     ``shapes_world_S_train_seen`` (annotations of seen classes only; the unseen things stay in the
     pictures), ``shapes_world_S_train`` and ``shapes_world_S_val`` (all annotations). Over things
-    and stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``.
-    Over the six stuff classes, things ignored: ``shapes_world_stuff_{train,val}``.
+    and stuff: ``shapes_world_panoptic_{train,val}`` and ``shapes_world_semantic_{train,val}``; and
+    with the seen flags of "kind" or "pairs" ``shapes_world_panoptic_S_{train,val}``, all annotated:
+    :class:`densedet.data.PanopticMapper` leaves the unseen out in training. Over the six stuff
+    classes, things ignored: ``shapes_world_stuff_{train,val}``.
     """
     folder = Path(root) / FOLDER
     hint = f"make it with: python tools/prepare_shapes_world.py --root {Path(root)}"
@@ -40,14 +42,15 @@ def register_shapes_world(root: str | os.PathLike[str] = "datasets") -> None:
             )
     world = Vocabulary.named(VOCABULARY)
     for part in ("train", "val"):
-        register_panoptic_format(
-            f"shapes_world_panoptic_{part}",
-            folder / "annotations" / f"panoptic_{part}.json",
-            folder / part,
-            folder / f"panoptic_{part}",
-            world,
-            hint=hint,
-        )
+        for split in ("", "_kind", "_pairs"):
+            register_panoptic_format(
+                f"shapes_world_panoptic{split}_{part}",
+                folder / "annotations" / f"panoptic_{part}.json",
+                folder / part,
+                folder / f"panoptic_{part}",
+                Vocabulary.named(f"{VOCABULARY}{split}"),
+                hint=hint,
+            )
         for kind, vocabulary in (("semantic", world), ("stuff", world.of_kind("stuff"))):
             register_semantic_format(
                 f"shapes_world_{kind}_{part}",

@@ -20,8 +20,6 @@ it shows what methods do, not how accurate they are on real images.
 import json
 import logging
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from tqdm import tqdm
 from densedet.data.semantic_format import IGNORED_LABEL
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
 from densedet.errors import DatasetError, OutputError
+from densedet.files import atomic_folder
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -109,17 +108,12 @@ def write_shapes_world(
 
 
 def _write_all(target: Path, recipe: ShapesWorldRecipe) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=target.parent) as temporary:
-        folder = Path(temporary) / FOLDER
-        (folder / "annotations").mkdir(parents=True)
+    with atomic_folder(target) as folder:
+        (folder / "annotations").mkdir()
         for split, count in (("train", recipe.train), ("val", recipe.val)):
             _SceneWriter(folder, split).write(recipe.seed, count)
         _write_pairs(folder, recipe)
         (folder / "manifest.json").write_text(json.dumps(asdict(recipe)))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(folder, target)
 
 
 def read_recipe(root: str | os.PathLike[str]) -> ShapesWorldRecipe | None:

@@ -1,9 +1,9 @@
 """The class lists that densedet ships, each fact once, in ``resources/*.json``.
 
-Base lists (``coco_panoptic``, ``lvis_v1``, ``ade20k_150``) are written by
-``tools/make_class_lists.py`` from Detectron2's metadata, ``coco_stuff`` holds COCO-Stuff's 91 kinds
-of stuff. Everything else is derived here: COCO's 80 are the things of its 133, a split is a base
-list with other ``seen`` flags.
+Base lists (``coco_panoptic``, ``lvis_v1``, ``ade20k_150``, ``cityscapes_19``, ``voc_20``) are
+written by ``tools/make_class_lists.py`` from Detectron2's metadata, ``coco_stuff`` holds
+COCO-Stuff's 91 kinds of stuff. Everything else is derived here: COCO's 80 are the things of its
+133, a split is a base list with other ``seen`` flags.
 """
 
 import json
@@ -45,7 +45,8 @@ def class_list_ids(name: str) -> tuple[int, ...]:
 
     COCO's ids have gaps (1 to 90 for the 80 things), LVIS v1 has 1 to 1203, ADE20K 0 to 149 (in the
     files that Detectron2's ``prepare_ade20k_sem_seg.py`` writes), COCO-Stuff10k 0 to 170 (see
-    :func:`densedet.data.register_coco_stuff10k`), the Shapes World 1 to 70.
+    :func:`densedet.data.register_coco_stuff10k`), Cityscapes 7 to 33 with gaps, PASCAL VOC 1 to 20,
+    the Shapes World 1 to 70.
 
     Raises:
         VocabularyError: unknown name.
@@ -164,6 +165,35 @@ def _ade20k_150_denseclip() -> list[Entry]:
     return [(i, Category(label, (prompt(label),), kind="stuff")) for i, label in _ade20k_labels()]
 
 
+def _ade20k_panoptic() -> list[Entry]:
+    """ADE20K-150 with the 100 classes that have instances as things.
+
+    They are those of the instance segmentation of the Places challenge 2017, in its order: label
+    i + 1 of its instance maps is the i-th thing here.
+    """
+    things = set(_resource("ade20k_things")["things"])
+    return [
+        (i, replace(category, kind="thing" if i in things else "stuff"))
+        for i, category in _ade20k_150()
+    ]
+
+
+def _cityscapes_19() -> list[Entry]:
+    records = _resource("cityscapes_19")["categories"]
+    return [(r["id"], Category(r["name"], kind=r["kind"])) for r in records]
+
+
+_VOC_PROMPTS = MappingProxyType(
+    {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+)
+
+
+def _voc_20() -> list[Entry]:
+    """The prompts of the names that VOC writes as one word are two words, which is our choice."""
+    names = [(r["id"], r["name"]) for r in _resource("voc_20")["categories"]]
+    return [(i, Category(name, (_VOC_PROMPTS.get(name, name),))) for i, name in names]
+
+
 def _shapes_world(unseen: Callable[[int, int], bool]) -> list[Entry]:
     """``unseen(colour, kind)`` says, from the two indices, whether a thing is unseen."""
     words = shapes_world_words()
@@ -203,6 +233,9 @@ _BUILDERS: Mapping[str, Callable[[], list[Entry]]] = MappingProxyType(
         "ov_lvis": _ov_lvis,
         "ade20k_150": _ade20k_150,
         "ade20k_150_denseclip": _ade20k_150_denseclip,
+        "ade20k_panoptic": _ade20k_panoptic,
+        "cityscapes_19": _cityscapes_19,
+        "voc_20": _voc_20,
         "shapes_world": lambda: _shapes_world(lambda colour, kind: False),
         "shapes_world_kind": _shapes_world_kind,
         "shapes_world_pairs": _shapes_world_pairs,

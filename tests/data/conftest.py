@@ -80,6 +80,20 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write_data
 
 
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write an array as an image below the temporary folder; by default a picture of 4 x 3."""
+
+    def save_image(name: str, array: Any = None) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((4, 3, 3), dtype=np.uint8) if array is None else np.asarray(array)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return save_image
+
+
 @pytest.fixture(autouse=True)
 def _clean_catalogs() -> Iterator[None]:
     from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -11,13 +11,18 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import PolygonMasks
 from omegaconf import DictConfig
 from PIL import Image
 
 from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
-from densedet.evaluation import OpenVocabularyCOCOEvaluator
+from densedet.evaluation import (
+    OpenVocabularyCOCOEvaluator,
+    OpenVocabularyLVISEvaluator,
+    OpenVocabularyPanopticEvaluator,
+    OpenVocabularySemanticEvaluator,
+)
 from densedet.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parents[2] / "configs/common/data"
@@ -99,7 +104,7 @@ def _load(name: str) -> DictConfig:
     ("name", "size", "evaluator", "tested"),
     [
         ("ov_coco.py", 640, OpenVocabularyCOCOEvaluator, 2),
-        ("ov_lvis.py", 1024, LVISEvaluator, 2),
+        ("ov_lvis.py", 1024, OpenVocabularyLVISEvaluator, 2),
     ],
 )
 def test_config_builds(
@@ -181,8 +186,9 @@ def test_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | Non
     ((sample,),) = list(instantiate(dataloader.test))
     assert sample["image"].shape == (3, short, round(short * 100 / 80)) and "sem_seg" not in sample
     evaluator = instantiate(dataloader.evaluator)
-    assert isinstance(evaluator, SemSegEvaluator)
-    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator._class_names) == 150
+    assert isinstance(evaluator, OpenVocabularySemanticEvaluator)
+    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator.vocabulary) == 150
+    assert evaluator.output_dir is None  # that of the training, where there is one
 
 
 def test_shapes_world_semantic(tmp_path: Path) -> None:
@@ -196,7 +202,27 @@ def test_shapes_world_semantic(tmp_path: Path) -> None:
         assert 0 <= sample["sem_seg"].min() <= sample["sem_seg"].max() < 70
     assert len(list(instantiate(config.dataloader.test))) == 1
     evaluator = instantiate(config.dataloader.evaluator)
-    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator._class_names) == 70
+    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator.vocabulary) == 70
+
+
+def test_shapes_world_panoptic(tmp_path: Path) -> None:
+    write_shapes_world(tmp_path, ShapesWorldRecipe(train=2, val=1))
+    dataloader = LazyConfig.load(str(FOLDER / "shapes_world_panoptic.py")).dataloader
+    dataloader.register[0].root = str(tmp_path)
+    instantiate(dataloader.register[0])
+    words = Vocabulary.named("shapes_world_kind")
+    unseen = [i for i, seen in enumerate(words.seen) if not seen]
+    for sample in next(iter(instantiate(dataloader.train))):
+        labels, instances = sample["sem_seg"], sample["instances"]
+        assert labels.shape == (160, 160) and not np.isin(labels.numpy(), unseen).any()
+        assert all(words.kinds[k] == "thing" for k in instances.gt_classes.tolist())
+        for mask, label in zip(instances.gt_masks.tensor, instances.gt_classes, strict=True):
+            assert (labels[mask] == label).all()
+    ((sample,),) = list(instantiate(dataloader.test))
+    assert sample["image_id"] == 1 and "sem_seg" not in sample
+    evaluator = instantiate(dataloader.evaluator)
+    assert isinstance(evaluator, OpenVocabularyPanopticEvaluator)
+    assert evaluator.vocabulary == instantiate(dataloader.test.mapper).vocabulary == words
 
 
 def test_the_size_is_set_in_one_place(layout: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densedet.data import load_panoptic_format, register_panoptic_format
-from densedet.data.panoptic_format import register_coco_panoptic_regions
+from densedet.data.coco_benchmarks import register_coco_panoptic
 from densedet.errors import DatasetError
 from densedet.vocabulary import Category, Vocabulary
 
@@ -170,7 +170,7 @@ def test_registration_reads_nothing_until_the_data_set_is_loaded(data, tmp_path,
 
 
 def test_coco_panoptic_val_is_found_in_its_usual_place(tmp_path):
-    register_coco_panoptic_regions(tmp_path)
+    register_coco_panoptic(tmp_path)
     vocabulary = MetadataCatalog.get("coco_panoptic_val").vocabulary
     assert (len(vocabulary), vocabulary.kinds.count("thing")) == (133, 80)
     with pytest.raises(DatasetError, match="panoptic_val2017.json does not exist; COCO 2017"):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
 from densedet.data import (
@@ -18,6 +17,7 @@ from densedet.data import (
     register_coco_stuff10k,
 )
 from densedet.errors import DatasetError, VocabularyError
+from densedet.evaluation import OpenVocabularySemanticEvaluator
 from densedet.vocabulary import Vocabulary
 
 CONFIGS = Path(__file__).parents[2] / "configs/common/data"
@@ -92,8 +92,8 @@ def test_config_builds(
         assert found <= {*range(classes), ignored} and len(found) > 2
     ((sample,),) = list(instantiate(dataloader.test))
     evaluator = instantiate(dataloader.evaluator)
-    assert isinstance(evaluator, SemSegEvaluator)
-    truth = evaluator.sem_seg_loading_fn(sample["sem_seg_file_name"], dtype=int)
+    assert isinstance(evaluator, OpenVocabularySemanticEvaluator)
+    truth = evaluator.sem_seg_loading_fn(sample["sem_seg_file_name"])
     assert np.array_equal(truth, labels)
 
 
@@ -104,9 +104,7 @@ def test_perfect_and_wrong_predictions_are_scored_without_the_ignored(root: Path
     _write_categories(root, RECORDS)
     register_ade20k_full()
     dataloader = LazyConfig.load(str(CONFIGS / "ade20k_full.py")).dataloader
-    dataloader.evaluator.distributed = False
     evaluator = instantiate(dataloader.evaluator)
-    evaluator.reset()
     (record,) = DatasetCatalog.get("ade20k_full_sem_seg_val")
     scores = torch.zeros(847, 2, 2)
     for label, y, x in ((0, 0, 0), (846, 0, 1), (7, 1, 0), (6, 1, 1)):

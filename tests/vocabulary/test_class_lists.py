@@ -33,6 +33,9 @@ SIZES = {
     "ov_lvis": (1203, 337),
     "ade20k_150": (150, 0),
     "ade20k_150_denseclip": (150, 0),
+    "ade20k_panoptic": (150, 0),
+    "cityscapes_19": (19, 0),
+    "voc_20": (20, 0),
     "shapes_world": (70, 0),
     "shapes_world_kind": (70, 16),
     "shapes_world_pairs": (70, 16),
@@ -142,6 +145,35 @@ def test_ade20k_denseclip_prompts() -> None:
     assert denseclip.synonyms == tuple(
         overrides.get(str(i), label) for i, label in enumerate(labels)
     )
+
+
+def test_ade20k_panoptic_has_100_things() -> None:
+    panoptic = Vocabulary.named("ade20k_panoptic")
+    assert panoptic.labels == Vocabulary.named("ade20k_150").labels
+    assert panoptic.synonyms == Vocabulary.named("ade20k_150").synonyms
+    things = panoptic.of_kind("thing").labels
+    assert len(things) == 100
+    assert things[:4] == ("bed", "window", "cabinet", "person")
+    assert things[-3:] == ("glass, drinking glass", "clock", "flag")
+    stuff = panoptic.of_kind("stuff").labels
+    assert stuff[:3] == ("wall", "building", "sky") and stuff[-1] == "shower"
+
+
+def test_cityscapes_and_voc() -> None:
+    cityscapes = Vocabulary.named("cityscapes_19")
+    assert class_list_ids("cityscapes_19")[:4] == (7, 8, 11, 12)
+    assert cityscapes.of_kind("thing").labels == (
+        *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    )
+    assert cityscapes.kinds[:11] == ("stuff",) * 11
+    voc = Vocabulary.named("voc_20")
+    assert class_list_ids("voc_20") == tuple(range(1, 21))
+    changed = {c.label: c.synonyms for c in voc if c.synonyms != (c.label,)}
+    assert changed == {
+        "diningtable": ("dining table",),
+        "pottedplant": ("potted plant",),
+        "tvmonitor": ("tv monitor",),
+    }
 
 
 def test_shapes_world_order_and_kinds() -> None:

@@ -22,7 +22,8 @@ def test_regenerated_files_equal_the_committed_ones(tool: ModuleType, tmp_path: 
     pytest.importorskip("detectron2")
     assert tool.main(["--out", str(tmp_path)]) == 0
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(written) == {"coco_panoptic.json", "lvis_v1.json", "ade20k_150.json"}
+    names = ("coco_panoptic", "lvis_v1", "ade20k_150", "cityscapes_19", "voc_20")
+    assert set(written) == {f"{name}.json" for name in names}
     resources = files("densedet.vocabulary") / "resources"
     assert written == {name: (resources / name).read_bytes() for name in written}
 

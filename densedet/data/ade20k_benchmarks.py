@@ -1,0 +1,151 @@
+"""ADE20K-150: panoptic annotations, and the label maps of both made from the official files."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densedet.data.annotation_file import datasets_root
+from densedet.data.conversion import (
+    Conversion,
+    LabelTable,
+    PanopticImage,
+    category_entries,
+    label_conversion,
+    label_sources,
+    panoptic_conversion,
+    segment_entry,
+)
+from densedet.data.images import read_image, read_label_map
+from densedet.data.panoptic_format import register_panoptic_format
+from densedet.data.semantic_format import ADE20K_HINT
+from densedet.errors import DatasetError
+from densedet.vocabulary import Vocabulary, class_list_ids
+
+PARTS = (("train", "training"), ("val", "validation"))
+FOLDER = "ADEChallengeData2016"
+PANOPTIC_HINT = (
+    "ADE20K (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip into <root>, and "
+    "annotations_instance.tar of the instance segmentation "
+    "(http://sceneparsing.csail.mit.edu/data/ChallengeData2017) into it, so that there is "
+    f"<root>/{FOLDER}/annotations_instance/validation/*.png; then run tools/prepare_datasets.py "
+    "ade20k_panoptic, and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+
+
+def register_ade20k_panoptic(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``ade20k_panoptic_{train,val}``: 20,210 and 2,000 images, 100 things and 50 stuff.
+
+    The files are those that ``tools/prepare_datasets.py`` writes; those of MaskFormer's
+    ``datasets/prepare_ade20k_pan_seg.py`` have the same names and categories.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
+
+    Raises:
+        DatasetError: the name is taken by another data set.
+    """
+    folder = datasets_root(root) / FOLDER
+    for part, subfolder in PARTS:
+        register_panoptic_format(
+            f"ade20k_panoptic_{part}",
+            folder / f"ade20k_panoptic_{part}.json",
+            folder / "images" / subfolder,
+            folder / f"ade20k_panoptic_{part}",
+            Vocabulary.named("ade20k_panoptic"),
+            hint=PANOPTIC_HINT,
+        )
+
+
+def ade20k_150_conversions(root: Path) -> Iterator[Conversion]:
+    """The label maps of ``ade20k_150_{train,val}``: 0 becomes 255, every other label one less."""
+    table = LabelTable(range(1, 151), [0])
+
+    def read(path: Path) -> NDArray[np.unsignedinteger]:
+        return table(read_label_map(path), path)
+
+    for part, subfolder in PARTS:
+        yield label_conversion(
+            root / FOLDER / "annotations_detectron2" / subfolder,
+            partial(_sources, root, subfolder, ADE20K_HINT),
+            read,
+            f"ade20k_150_{part}",
+        )
+
+
+def ade20k_panoptic_conversions(root: Path) -> Iterator[Conversion]:
+    """The PNGs and JSON files of ``ade20k_panoptic_{train,val}``.
+
+    As MaskFormer's preparation: the regions of stuff are those of the semantic annotation; the
+    things of the instance annotation lie over them; pixels of a thing's class without an instance
+    are void. The area of stuff counts what lies under things.
+    """
+    categories = category_entries(
+        Vocabulary.named("ade20k_panoptic"), class_list_ids("ade20k_panoptic")
+    )
+    for part, subfolder in PARTS:
+        yield panoptic_conversion(
+            root / FOLDER / f"ade20k_panoptic_{part}",
+            categories,
+            partial(_sources, root, subfolder, PANOPTIC_HINT),
+            _Segments(root / FOLDER / "annotations_instance" / subfolder),
+            f"ade20k_panoptic_{part}",
+        )
+
+
+def _sources(root: Path, subfolder: str, hint: str) -> dict[str, Path]:
+    folder = root / FOLDER
+    return label_sources(
+        folder / "images" / subfolder,
+        folder / "annotations" / subfolder,
+        hint,
+    )
+
+
+class _Segments:
+    """Makes the segments of an image from its semantic and its instance annotation."""
+
+    def __init__(self, instance_root: Path) -> None:
+        self.instance_root = instance_root
+        kinds = Vocabulary.named("ade20k_panoptic").kinds
+        self.stuff = [i for i, kind in enumerate(kinds) if kind == "stuff"]
+        self.things = [i for i, kind in enumerate(kinds) if kind == "thing"]
+
+    def __call__(self, path: Path) -> PanopticImage:
+        semantic = read_label_map(path)
+        instance_path = self.instance_root / path.name
+        classes, numbers, _ = np.moveaxis(read_image(instance_path), 2, 0)
+        if classes.shape != semantic.shape:
+            raise DatasetError(
+                f"instance map {instance_path} has another size than {path}; unpack both again"
+            )
+        ids = np.zeros(semantic.shape, dtype=np.uint32)
+        segments: list[dict[str, Any]] = []
+        for category in np.intersect1d(semantic, np.add(self.stuff, 1)):
+            mask = semantic == category
+            ids[mask] = len(segments) + 1
+            segments.append(segment_entry(mask, len(segments) + 1, int(category) - 1))
+        for number in np.unique(numbers[numbers > 0]):
+            mask = numbers == number
+            category_id = self._thing(classes[mask], int(number), instance_path)
+            ids[mask] = len(segments) + 1
+            segments.append(segment_entry(mask, len(segments) + 1, category_id))
+        height, width = semantic.shape
+        name = path.stem
+        image = {"id": name, "file_name": f"{name}.jpg", "width": width, "height": height}
+        return PanopticImage(image, ids, segments)
+
+    def _thing(self, classes: NDArray[np.uint8], number: int, path: Path) -> int:
+        """The category of an instance: label i + 1 is the i-th thing."""
+        found = np.unique(classes)
+        if len(found) > 1 or not 1 <= found[0] <= len(self.things):
+            raise DatasetError(
+                f"instance map {path}: instance {number} has the classes {found.tolist()} instead "
+                f"of one from 1 to {len(self.things)}; unpack annotations_instance.tar again"
+            )
+        return self.things[int(found[0]) - 1]

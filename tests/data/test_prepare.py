@@ -1,0 +1,207 @@
+"""Preparing data sets again and from broken input, and what the doctor says of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+
+from densedet import cli, doctor
+from densedet.data import register_all
+from densedet.data.benchmarks import BENCHMARKS
+from densedet.data.prepare import dataset_state, prepare_dataset
+from densedet.data.verification import Contents
+from densedet.errors import DatasetError, ImageError
+
+ADE = "ADEChallengeData2016"
+
+
+@pytest.fixture
+def ade(tmp_path: Path, save: Callable[..., Path]) -> Path:
+    """Two images a split."""
+    for part in ("training", "validation"):
+        for name in ("a", "b"):
+            save(f"{ADE}/images/{part}/{name}.jpg")
+            save(f"{ADE}/annotations/{part}/{name}.png", np.ones((4, 3), dtype=np.uint8))
+    return tmp_path
+
+
+def _made(root: Path) -> list[str]:
+    """What lies beside the official folders, also hidden."""
+    names = {path.relative_to(root).as_posix() for path in (root / ADE).rglob("*.png")}
+    return sorted(n for n in names if not n.startswith((f"{ADE}/annotations/", f"{ADE}/images/")))
+
+
+def test_again_and_anew(ade: Path, save: Callable[..., Path]) -> None:
+    first = prepare_dataset("ade20k_150", ade, any_count=True)
+    path = ade / ADE / "annotations_detectron2/validation/a.png"
+    before = path.stat().st_mtime_ns
+    assert prepare_dataset("ade20k_150", ade, any_count=True) == first
+    assert path.stat().st_mtime_ns == before, "what is there is kept"
+    for part in ("training", "validation"):
+        save(f"{ADE}/annotations/{part}/a.png", np.full((4, 3), 2, dtype=np.uint8))
+    contents = prepare_dataset("ade20k_150", ade, any_count=True, force=True)
+    counts = contents["ade20k_150_train"].counts
+    assert (counts["wall"], counts["building"]) == (12, 12)
+
+
+def test_the_number_of_images_is_checked_before_anything_is_made(ade: Path) -> None:
+    message = "ade20k_150_train has 2 images, but the official data set has 20,210: unpack"
+    with pytest.raises(DatasetError, match=message):
+        prepare_dataset("ade20k_150", ade)
+    assert _made(ade) == []
+
+
+def test_half_extracted_folder(ade: Path) -> None:
+    (ade / ADE / "annotations/validation/b.png").unlink()
+    with pytest.raises(DatasetError, match=r"validation/b\.jpg has no label map in .*annotations"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
+    assert _made(ade) == []
+
+
+def test_corrupt_png(ade: Path) -> None:
+    path = ade / ADE / "annotations/training/b.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:45])
+    with pytest.raises(ImageError, match=r"training/b\.png is truncated or corrupt"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
+    assert _made(ade) == []
+    path.write_bytes(whole)
+    assert len(prepare_dataset("ade20k_150", ade, any_count=True)) == 2
+
+
+def test_wrong_archive(ade: Path, save: Callable[..., Path]) -> None:
+    save(f"{ADE}/annotations/training/b.png", np.full((4, 3), 200, dtype=np.uint8))
+    with pytest.raises(DatasetError, match=r"training/b\.png has the label 200, which none of the"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
+    assert _made(ade) == []
+
+
+def test_label_map_of_another_size(ade: Path, save: Callable[..., Path]) -> None:
+    save(f"{ADE}/annotations/training/b.png", np.ones((5, 3), dtype=np.uint8))
+    with pytest.raises(DatasetError, match=r"training/b\.png has another size than its image"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
+    assert dataset_state("ade20k_150", ade).status == "unverified"
+
+
+def test_missing_archive_is_explained(tmp_path: Path) -> None:
+    for name, benchmark in BENCHMARKS.items():
+        with pytest.raises(DatasetError, match="does not exist; ") as caught:
+            prepare_dataset(name, tmp_path)
+        assert str(caught.value).endswith(benchmark.hint)
+        assert "http" in benchmark.hint and "<root>/" in benchmark.hint
+    with pytest.raises(DatasetError, match="no data set named 'coco'; choose one of ov_coco, "):
+        prepare_dataset("coco", tmp_path)
+
+
+def test_states(ade: Path, tmp_path: Path) -> None:
+    assert dataset_state("voc_20", ade).status == "missing"
+    assert dataset_state("ade20k_panoptic", ade).status == "incomplete"
+    state = dataset_state("ade20k_150", ade)
+    assert state.status == "unprepared"
+    assert state.text.endswith("annotations_detectron2/training")
+    assert state.remedy == "run tools/prepare_datasets.py ade20k_150"
+    prepare_dataset("ade20k_150", ade, any_count=True)
+    state = dataset_state("ade20k_150", ade)
+    assert (state.status, state.remedy) == ("ready", "")
+    assert state.text == "ade20k_150_train: 2 images, ade20k_150_val: 2 images"
+    record = json.loads((ade / ".densedet/ade20k_150.json").read_text())
+    assert record["splits"]["ade20k_150_val"]["counts"]["wall"] == 24
+    (ade / ".densedet/ade20k_150.json").write_text("cut")
+    assert dataset_state("ade20k_150", ade).status == "unverified"
+
+
+def test_the_raw_files_are_not_needed_afterwards(ade: Path) -> None:
+    prepare_dataset("ade20k_150", ade, any_count=True)
+    (ade / ADE / "annotations").rename(ade / "elsewhere")
+    assert dataset_state("ade20k_150", ade).status == "ready"
+    prepare_dataset("ade20k_150", ade, any_count=True)
+    with pytest.raises(DatasetError, match="annotations does not exist"):
+        prepare_dataset("ade20k_150", ade, any_count=True, force=True)
+
+
+def test_doctor_shows_every_data_set(
+    ade: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Report((("a", "1"),), ()))
+    assert cli.main(["doctor", "--datasets", "--root", str(ade)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = [line.split() for line in lines if line]
+    found = {first[0]: first[1] for first in words if first[0] in BENCHMARKS}
+    assert list(found) == list(BENCHMARKS)
+    assert found["ade20k_150"] == "unprepared" and found["ov_coco"] == "missing"
+    assert "  -> run tools/prepare_datasets.py ade20k_150" in lines
+    assert "  -> tools/prepare_datasets.py voc_20 says where it is obtained" in lines
+
+
+def test_register_all_registers_what_has_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_names = {"ade20k_full", "context_59", "context_459", "objects365"}
+    register_all(tmp_path)
+    register_all(tmp_path)
+    for name, benchmark in BENCHMARKS.items():
+        assert (set(benchmark.splits) <= set(DatasetCatalog)) == (name not in own_names)
+    folder = tmp_path / "VOCdevkit/VOC2010"
+    folder.mkdir(parents=True)
+    (folder / "59_labels.txt").write_text("".join(f"{i}: c{i}\n" for i in range(1, 60)))
+    (folder / "labels.txt").write_text("1: wall\n")
+    register_all(tmp_path)
+    assert {"context_59_train", "context_59_val"} <= set(DatasetCatalog)
+    assert "context_459_val" not in set(DatasetCatalog)
+    assert "context_459 is not registered" in caplog.text and "instead of 459" in caplog.text
+
+
+def test_summary() -> None:
+    counts = {"a": 3, **{f"c{i}": 0 for i in range(7)}}
+    assert Contents(2, "pixels", counts, 1000).summary() == (
+        "2 images, 3 pixels of 1 classes, 1,000 ignored; none of c0, c1, c2, c3, c4 and 2 more"
+    )
+    assert (
+        Contents(1, "boxes", {"a": 1}, 0).summary() == "1 images, 1 boxes of 1 classes, 0 ignored"
+    )
+
+
+@pytest.fixture
+def objects(tmp_path: Path, save: Callable[..., Path]) -> Path:
+    """One image a split; the two files list the 365 categories in other orders."""
+    categories: list[dict[str, Any]] = [{"id": i, "name": f"thing {i}"} for i in range(1, 366)]
+    for part, order in (("train", categories), ("val", categories[::-1])):
+        save(f"objects365v1/{part}/1.jpg")
+        content = {
+            "images": [{"id": 1, "file_name": "1.jpg", "height": 4, "width": 3}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 365, "bbox": [0, 0, 2, 2]}],
+            "categories": order,
+        }
+        (tmp_path / f"objects365v1/objects365_{part}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_objects365(objects: Path) -> None:
+    assert dataset_state("objects365", objects).status == "unprepared"
+    contents = prepare_dataset("objects365", objects, any_count=True)
+    assert contents["objects365_val"].counts["thing 365"] == 1
+    assert contents["objects365_val"].unit == "boxes"
+    for part in ("train", "val"):
+        (record,) = DatasetCatalog.get(f"objects365_{part}")
+        assert record["annotations"][0]["category_id"] == 364
+    (objects / "objects365v1/val/1.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"objects365v1/val/1\.jpg does not exist; unpack"):
+        prepare_dataset("objects365", objects, any_count=True)
+
+
+def test_objects365_of_version_2_and_a_wrong_id(objects: Path) -> None:
+    path = objects / "objects365v1/objects365_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "categories": content["categories"][:300]}))
+    with pytest.raises(DatasetError, match=r"objects365_val\.json has 300 categories instead of"):
+        prepare_dataset("objects365", objects, any_count=True)
+    assert not (objects / "objects365v1/categories.json").exists()
+    content["annotations"][0]["image_id"] = 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="annotation 1 of image 5 belongs to an image that is"):
+        prepare_dataset("objects365", objects, any_count=True)
+    assert not (objects / ".densedet").exists()

@@ -1,0 +1,75 @@
+"""The command line of tools/prepare_datasets.py."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densedet.cli import exit_code
+
+TOOL = Path(__file__).parents[2] / "tools" / "prepare_datasets.py"
+STUFF = "coco/coco_stuff_10k"
+
+
+@pytest.fixture(autouse=True)
+def _clean_catalogs() -> Iterator[None]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog), set(MetadataCatalog)
+    yield
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog) - names:
+            catalog.pop(name)
+
+
+@pytest.fixture
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_datasets", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_summary_of_each_split(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, shape in (("images_detectron2", (2, 2, 3)), ("annotations_detectron2", (2, 2))):
+        for part in ("train", "test"):
+            path = tmp_path / STUFF / folder / part / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(path)
+    arguments = ["coco_stuff_10k", "--root", str(tmp_path)]
+    assert exit_code(lambda: tool.main([*arguments, "--any-count"])) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].startswith(
+        "coco_2017_test_stuff_10k_sem_seg: 1 images, 4 pixels of 1 classes, 0 ignored; none of "
+        "bicycle, car, motorcycle, airplane, bus and 165 more"
+    )
+    assert "coco_2017_test_stuff_10k_sem_seg: verified: 100%" in captured.err
+    assert exit_code(lambda: tool.main(arguments)) == 2
+    assert "has 1 images, but the official data set has 9,000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["voc_20"], "VOCdevkit/VOC2012/JPEGImages does not exist; PASCAL VOC 2012 (http"),
+        (["voc"], "invalid choice: 'voc'"),
+        ([], "the following arguments are required: NAME"),
+    ],
+)
+def test_complaints_are_one_line(
+    tool: ModuleType,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(lambda: tool.main([*arguments, "--root", str(tmp_path)])) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and message in text
