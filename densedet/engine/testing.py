@@ -2,13 +2,16 @@
 
 ``dataloader.test`` and ``dataloader.evaluator`` are evaluated first. ``dataloader.evaluators`` maps
 names to further data sets, each with the same two, with ``register`` if it needs it, and with the
-``vocabulary`` that the model has meanwhile; without one it keeps its own. So an entry can be the
-whole ``dataloader`` of another config, of which ``train`` is not used::
+``vocabulary`` that the model has meanwhile, in which it counts as seen what the model's own has as
+seen; without one the model keeps its own. So an entry can be the whole ``dataloader`` of another
+config, of which ``train`` is not used::
 
     from ....configs.common.data.ade20k import dataloader as ade20k
 
     ade20k.vocabulary = L(Vocabulary.named)(name="ade20k_150")
     dataloader.evaluators = {"ade20k": ade20k}
+
+An entry that is null is left out: ``dataloader.evaluators.ade20k=null`` on a machine without it.
 """
 
 import logging
@@ -58,13 +61,12 @@ class DataSet:
         """Build what stands under this key."""
         return build(self.node[name], f"{self.key}.{name}")
 
-    @property
-    def vocabulary(self) -> Vocabulary | None:
-        """What the model is to be asked for; None: its own vocabulary."""
+    def vocabulary_after(self, trained: Vocabulary | None) -> Vocabulary | None:
+        """What the model is to be asked for, by what it trained on; None: its own vocabulary."""
         if not self.name or self.node.get("vocabulary") is None:
             return None
         vocabulary: Vocabulary = self.part("vocabulary")
-        return vocabulary
+        return vocabulary if trained is None else vocabulary.seen_by(trained)
 
 
 def data_sets(cfg: DictConfig) -> list[DataSet]:
@@ -81,6 +83,8 @@ def data_sets(cfg: DictConfig) -> list[DataSet]:
     if not isinstance(further, DictConfig):
         raise ConfigError("dataloader.evaluators must map names to data sets")
     for name in map(str, further):
+        if further[name] is None:
+            continue
         data_set = DataSet(name, f"dataloader.evaluators.{name}", further[name])
         _check_entry(data_set)
         found.append(data_set)
@@ -122,7 +126,7 @@ def check_test_vocabularies(cfg: DictConfig, model: nn.Module) -> None:
     check_vocabulary(cfg, model, "test")
     own = getattr(model, "vocabulary", None)
     for data_set in data_sets(cfg):
-        vocabulary = data_set.vocabulary
+        vocabulary = data_set.vocabulary_after(own)
         if vocabulary is not None and not hasattr(model, "set_vocabulary"):
             raise ConfigError(
                 f"{data_set.key}.vocabulary: {type(model).__name__} has no vocabulary to change; "
@@ -160,7 +164,8 @@ def do_test(
     # without DDP: its forward may synchronise buffers, and ranks have different numbers of images
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     # all are built first: what does not fit shows before the first long evaluation
-    built = [(d, d.part("test"), d.part("evaluator"), d.vocabulary) for d in todo]
+    own = getattr(bare, "vocabulary", None)
+    built = [(d, d.part("test"), d.part("evaluator"), d.vocabulary_after(own)) for d in todo]
     results: dict[str, Any] = {}
     with evaluation_weights(own_hooks, bare):
         for data_set, loader, evaluator, vocabulary in built:
@@ -169,7 +174,6 @@ def do_test(
             if comm.is_main_process():
                 _add(results, data_set, found)
         if comm.is_main_process():
-            own = getattr(bare, "vocabulary", None)
             write_results(
                 Path(cfg.train.output_dir) / RESULTS_FILE,
                 results,

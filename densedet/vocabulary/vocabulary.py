@@ -152,6 +152,27 @@ class Vocabulary:
             tuple(replace(category, seen=i not in unseen) for i, category in enumerate(self))
         )
 
+    def with_stuff(self, stuff: "Vocabulary") -> "Vocabulary":
+        """These categories and, after them, those of ``stuff`` with the kind "stuff".
+
+        Raises:
+            VocabularyError: they share a label or a synonym.
+        """
+        return Vocabulary(
+            (*self.categories, *(replace(category, kind="stuff") for category in stuff))
+        )
+
+    def seen_by(self, trained: "Vocabulary") -> "Vocabulary":
+        """The same categories, seen where training had labels of one of their names.
+
+        Args:
+            trained: of the training; its unseen categories had no labels.
+        """
+        known = {prompt_key(name) for c in trained if c.seen for name in (c.label, *c.synonyms)}
+        return self.with_unseen(
+            c.label for c in self if known.isdisjoint(map(prompt_key, (c.label, *c.synonyms)))
+        )
+
     def digest(self) -> str:
         """SHA-256 (hex) of the content: every field of every category, and their order."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -18,7 +18,7 @@ from densedet.vocabulary import Vocabulary
 from densedet.weights import weights_digest
 
 COLOURS = Vocabulary.parse("red;green").with_unseen(["green"])
-SHAPES = "disc;square;star"
+SHAPES = "disc,red;square;star"
 
 
 class Namer(nn.Module):
@@ -98,7 +98,7 @@ def test_each_data_set_with_its_own_words(cfg, tmp_path, job):
     # 3 classes for two pictures, 2 for twelve: the model has the same weights in both
     assert content["shapes"]["classes"]["sum"] * 4 == pytest.approx(content["classes"]["sum"])
     assert origin["seed"] == 5 and origin["vocabulary"] == COLOURS.digest()
-    words = Vocabulary.parse(SHAPES)
+    words = Vocabulary.parse(SHAPES).with_unseen(["square", "star"])  # "red" had labels
     assert origin["data_sets"] == {"shapes": {"vocabulary": words.digest()}}
     scale = torch.tensor(content["classes"]["sum"] / 24)
     assert origin["weights"] == weights_digest({"scale": scale})
@@ -143,7 +143,7 @@ def test_without_a_vocabulary_the_model_keeps_its_own(cfg, tmp_path):
     [
         (lambda d: d.evaluators.shapes.pop("test"), "dataloader.evaluators.shapes has no test"),
         (lambda d: d.update(evaluators=["a"]), "evaluators must map names to data sets"),
-        (lambda d: d.evaluators.update(x=None), "evaluators.x has no test and no evaluator"),
+        (lambda d: d.evaluators.update(x={}), "evaluators.x has no test and no evaluator"),
         (
             lambda d: d.evaluators.shapes.update(vocabluary=L(Vocabulary.parse)(text="a")),
             "evaluators.shapes.vocabluary is none of test, evaluator, vocabulary, register, train",
@@ -153,7 +153,7 @@ def test_without_a_vocabulary_the_model_keeps_its_own(cfg, tmp_path):
             "evaluators.provenance: results.json has something else there; rename it",
         ),
         (
-            lambda d: d.evaluators.shapes.vocabulary.update(text="disc;star;square"),
+            lambda d: d.evaluators.shapes.vocabulary.update(text="disc,red;star;square"),
             r"shapes \(3 classes\) in dataloader.evaluators.shapes.test: class 1 is 'star'",
         ),
         (
@@ -187,6 +187,11 @@ def test_what_cannot_be_built_shows_before_anything_is_evaluated(cfg, monkeypatc
 
 def _refuse():
     raise DatasetError("no such data")
+
+
+def test_an_entry_is_left_out_by_null(cfg):
+    cfg.dataloader.evaluators.shapes = None
+    assert list(evaluate(cfg)) == ["classes"]
 
 
 def test_order_and_keys(cfg):

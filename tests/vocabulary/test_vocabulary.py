@@ -122,6 +122,26 @@ def test_with_unseen_marks_exactly_these(seed: int) -> None:
     assert marked.with_unseen([c.label for c in vocabulary if not c.seen]) == vocabulary
 
 
+def test_seen_by_goes_by_all_names_that_training_had_labels_of() -> None:
+    trained = Vocabulary.from_names([["cat", "Kitten"], "traffic_light", "dog"])
+    asked = Vocabulary.from_names([["kitten"], ["animal", "dog"], "Traffic light", "cow"])
+    assert asked.seen_by(trained).seen == (True, True, True, False)
+    assert asked.seen_by(trained.with_unseen(["dog"])).seen == (True, False, True, False)
+    assert asked.with_unseen(["kitten"]).seen_by(trained) == asked.seen_by(trained)
+
+
+def test_with_stuff_appends() -> None:
+    both = PETS.with_stuff(Vocabulary.parse("grass,lawn;sky"))
+    assert both.labels == (*PETS.labels, "grass", "sky") and both.synonyms[-3:] == (
+        "grass",
+        "lawn",
+        "sky",
+    )
+    assert both.kinds == (*PETS.kinds, "stuff", "stuff")
+    with pytest.raises(VocabularyError, match="already used"):
+        PETS.with_stuff(Vocabulary.parse(PETS.labels[0]))
+
+
 def test_with_unseen_refuses() -> None:
     with pytest.raises(VocabularyError, match="'dog'"):
         PETS.with_unseen(["cat", "dog"])

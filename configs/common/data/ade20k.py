@@ -31,18 +31,18 @@ dataloader.train = L(build_train_loader)(
     mapper=L(SemanticMapper)(
         is_train=True,
         augmentations=[
-            L(ResizeToFit)(long=2048, short="${dataloader.crop_size}", factors=[0.5, 2.0]),
+            L(ResizeToFit)(long=2048, short="${.....crop_size}", factors=[0.5, 2.0]),
             L(T.RandomCrop_CategoryAreaConstraint)(
                 crop_type="absolute",
-                crop_size=["${dataloader.crop_size}", "${dataloader.crop_size}"],
+                crop_size=["${......crop_size}", "${......crop_size}"],
                 single_category_max_area=0.75,
-                ignored_category="${dataloader.ignore_value}",
+                ignored_category="${.....ignore_value}",
             ),
             L(T.RandomFlip)(prob=0.5, horizontal=True),
             L(PhotometricDistortion)(),
         ],
-        num_classes="${dataloader.num_classes}",
-        ignore_value="${dataloader.ignore_value}",
+        num_classes="${...num_classes}",
+        ignore_value="${...ignore_value}",
     ),
     total_batch_size=32,
     num_workers=4,
@@ -52,9 +52,9 @@ dataloader.test = L(build_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="ade20k_150_val", filter_empty=False),
     mapper=L(SemanticMapper)(
         is_train=False,
-        augmentations=[L(ResizeToFit)(long=2048, short="${dataloader.crop_size}")],
-        num_classes="${dataloader.num_classes}",
-        ignore_value="${dataloader.ignore_value}",
+        augmentations=[L(ResizeToFit)(long=2048, short="${.....crop_size}")],
+        num_classes="${...num_classes}",
+        ignore_value="${...ignore_value}",
     ),
     num_workers=4,
 )
@@ -62,7 +62,7 @@ dataloader.test = L(build_test_loader)(
 dataloader.evaluator = L(OpenVocabularySemanticEvaluator)(
     dataset_name="${..test.dataset.names}",
     sem_seg_loading_fn=L(LabelReader)(
-        num_classes="${dataloader.num_classes}", ignore_value="${dataloader.ignore_value}"
+        num_classes="${...num_classes}", ignore_value="${...ignore_value}"
     ),
     output_dir="${oc.select:train.output_dir,null}",
 )
