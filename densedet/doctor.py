@@ -49,7 +49,7 @@ OPTIONAL = {
     "faster-coco-eval": (
         "faster_coco_eval",
         "1.8",
-        "COCO and LVIS evaluation two to four times as fast",
+        "LVIS evaluation needs it; COCO's is two to four times as fast with it",
         "pip install faster-coco-eval",
     ),
     "lvis": ("lvis", "0.5.3", "Detectron2's LVISEvaluator", "pip install --no-deps lvis"),

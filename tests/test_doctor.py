@@ -115,6 +115,18 @@ def test_a_missing_library_is_named(fatal):
     assert findings == [doctor.Finding("no-such is not installed", "get it", fatal)]
 
 
+def test_a_missing_faster_coco_eval_is_a_note_that_says_what_needs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as if it were not installed
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "faster_coco_eval" else real(name)
+    )
+    report = doctor.examine(environment={})
+    assert report.usable and dict(report.versions)["faster-coco-eval"] == "missing"
+    (finding,) = [f for f in report.findings if f.text == "faster-coco-eval is not installed"]
+    assert finding.remedy.startswith("pip install faster-coco-eval (LVIS evaluation needs it")
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("TIMM_USE_NAFLEX", "1"), ("TIMM_USE_NAFLEXVIT", "True")]
 )

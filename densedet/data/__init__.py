@@ -8,14 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densedet.data.ade20k_benchmarks import register_ade20k_panoptic
     from densedet.data.benchmarks import register_all
     from densedet.data.catalog import register_coco_format
+    from densedet.data.cityscapes import register_cityscapes
+    from densedet.data.coco_benchmarks import register_coco_panoptic, register_coco_stuff_164k
     from densedet.data.coco_format import load_coco_format
+    from densedet.data.detection_benchmarks import register_objects365, register_open_vocabulary
     from densedet.data.images import read_image
     from densedet.data.loader import build_test_loader, build_train_loader
     from densedet.data.mapper import DetectionMapper
     from densedet.data.panoptic_format import load_panoptic_format, register_panoptic_format
     from densedet.data.panoptic_mapper import PanopticMapper
+    from densedet.data.pascal import context_vocabulary, register_context, register_voc_20
     from densedet.data.region_images import (
         read_proposal_file,
         region_vocabulary,
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
         register_semantic_format,
     )
     from densedet.data.semantic_mapper import LabelReader, SemanticMapper
+    from densedet.data.shapes_world import register_shapes_world
     from densedet.data.transforms import (
         PhotometricDistortion,
         ResizeToFit,
@@ -54,6 +60,7 @@ __all__ = [
     "ade20k_full_vocabulary",
     "build_test_loader",
     "build_train_loader",
+    "context_vocabulary",
     "large_scale_jitter",
     "load_coco_format",
     "load_panoptic_format",
@@ -63,13 +70,22 @@ __all__ = [
     "region_vocabulary",
     "register_ade20k",
     "register_ade20k_full",
+    "register_ade20k_panoptic",
     "register_all",
+    "register_cityscapes",
     "register_clipself",
     "register_coco_format",
+    "register_coco_panoptic",
     "register_coco_stuff10k",
+    "register_coco_stuff_164k",
+    "register_context",
+    "register_objects365",
+    "register_open_vocabulary",
     "register_panoptic_format",
     "register_region_images",
     "register_semantic_format",
+    "register_shapes_world",
+    "register_voc_20",
     "resize_longest_side",
 ]
 
@@ -85,6 +101,7 @@ _MODULES = {
     "ade20k_full_vocabulary": "semantic_benchmarks",
     "build_test_loader": "loader",
     "build_train_loader": "loader",
+    "context_vocabulary": "pascal",
     "large_scale_jitter": "transforms",
     "load_coco_format": "coco_format",
     "load_panoptic_format": "panoptic_format",
@@ -94,13 +111,22 @@ _MODULES = {
     "region_vocabulary": "region_images",
     "register_ade20k": "semantic_format",
     "register_ade20k_full": "semantic_benchmarks",
+    "register_ade20k_panoptic": "ade20k_benchmarks",
     "register_all": "benchmarks",
+    "register_cityscapes": "cityscapes",
     "register_clipself": "region_images",
     "register_coco_format": "catalog",
+    "register_coco_panoptic": "coco_benchmarks",
     "register_coco_stuff10k": "semantic_benchmarks",
+    "register_coco_stuff_164k": "coco_benchmarks",
+    "register_context": "pascal",
+    "register_objects365": "detection_benchmarks",
+    "register_open_vocabulary": "detection_benchmarks",
     "register_panoptic_format": "panoptic_format",
     "register_region_images": "region_images",
     "register_semantic_format": "semantic_format",
+    "register_shapes_world": "shapes_world",
+    "register_voc_20": "pascal",
     "resize_longest_side": "transforms",
 }
 

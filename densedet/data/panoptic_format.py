@@ -51,7 +51,8 @@ def load_panoptic_format(
     Returns:
         One dict an annotated image, by ascending image id: "file_name", "height", "width",
         "image_id", "pan_seg_file_name" and "segments_info", in file order (each "id",
-        "category_id", "isthing", "bbox" as x, y, width, height in pixels, "iscrowd").
+        "category_id", "isthing", "bbox" as x, y, width, height in pixels, "iscrowd", and "area"
+        where the file has it).
 
     Raises:
         DatasetError: the file is missing, is no JSON or lacks keys; a category is not in the
@@ -162,6 +163,7 @@ class _Reader:
                 "isthing": self.vocabulary.kinds[index] == "thing",
                 "bbox": self._box(entry, record),
                 "iscrowd": int(entry.get("iscrowd", 0)),
+                **({"area": entry["area"]} if "area" in entry else {}),
             }
         return list(segments.values())
 

@@ -39,7 +39,14 @@ class LabelReader:
         self._bits: Literal[8, 16] = 8 if ignore_value <= 255 else 16
 
     def __call__(self, path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> np.ndarray:
-        """Read a label map: [H, W] of ``dtype`` (default: that of the file), writable.
+        """Read a label map.
+
+        Args:
+            path: of the PNG or TIFF.
+            dtype: of the result; by default the file's own, uint8 or uint16.
+
+        Returns:
+            [H, W], writable.
 
         Raises:
             ImageError: the file is missing, truncated or not an image.

@@ -30,6 +30,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
+from densedet.data.segment_map import write_segment_map
 from densedet.data.semantic_format import IGNORED_LABEL
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
 from densedet.errors import DatasetError, OutputError
@@ -195,7 +196,7 @@ class _SceneWriter:
             {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}
         )
         self._save(scene.image, self.split, f"{name}.jpg")
-        self._save(_id_colours(ids), f"panoptic_{self.split}", f"{name}.png")
+        write_segment_map(self.folder / f"panoptic_{self.split}" / f"{name}.png", ids)
         self._save(semantic, f"semantic_{self.split}", f"{name}.png")
         self._save(self.stuff[semantic], f"stuff_{self.split}", f"{name}.png")
 
@@ -229,11 +230,6 @@ def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
     x, y = int(columns[0]), int(rows[0])
     box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
     return {"area": int(mask.sum()), "bbox": box}
-
-
-def _id_colours(ids: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """COCO panoptic's encoding: id = R + 256 G + 256^2 B."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
 def _write_pairs(folder: Path, recipe: ShapesWorldRecipe) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -122,10 +122,10 @@ def _check_kind(kind: Any) -> None:
 def analyze(model: Any, size: Size | None = None, flops: bool = True) -> Analysis:
     """Count parameters, and the FLOPs of one image.
 
-    Segmentation runs over the whole image at once, up to logits of its size. Of RetinaNet count
-    the maps of the head; of R-CNN the head of the RPN, 1000 regions in the box head and 100 in the
-    mask head; what pools, sorts or suppresses boxes does not. Where prompts depend on the image,
-    the text tower runs for every image, as a part of its own.
+    Semantic segmentation runs over the whole image at once, up to logits of its size. Of RetinaNet
+    count the maps of the head; of R-CNN the head of the RPN, 1000 regions in the box head and 100
+    in the mask head; what pools, sorts, suppresses or combines their results does not. Where
+    prompts depend on the image, the text tower runs for every image, as a part of its own.
 
     Args:
         model: of :func:`build_without_weights`.
@@ -169,7 +169,7 @@ def _modules(model: Any) -> dict[str, list[nn.Module]]:
         parts["neck"] = [model.backbone]
     if isinstance(model, GeneralizedRCNN):
         return parts | _rcnn_heads(model)
-    return parts | {"head": [model.sem_seg_head if _segments(model) else model.head]}
+    return parts | {"head": [model.head if isinstance(model, RetinaNet) else model.sem_seg_head]}
 
 
 def _rcnn_heads(model: GeneralizedRCNN) -> dict[str, list[nn.Module]]:
@@ -179,13 +179,12 @@ def _rcnn_heads(model: GeneralizedRCNN) -> dict[str, list[nn.Module]]:
             f"{type(rpn).__name__} with {type(heads).__name__}: an RPN with StandardROIHeads for "
             "boxes and masks can be analysed"
         )
-    parts: dict[str, list[nn.Module]] = {"rpn": [rpn.rpn_head]}
-    parts["box head"] = [heads.box_head, heads.box_predictor]
-    return parts | ({"mask head": [heads.mask_head]} if heads.mask_on else {})
-
-
-def _segments(model: nn.Module) -> bool:
-    return isinstance(model, SemanticSegmentor)
+    parts = {"rpn": [rpn.rpn_head], "box head": [heads.box_head, heads.box_predictor]}
+    if heads.mask_on:
+        parts["mask head"] = [heads.mask_head]
+    if isinstance(model, PanopticFPN):
+        parts["semantic head"] = [model.sem_seg_head]
+    return parts
 
 
 def _count_parameters(model: nn.Module, parts: dict[str, list[nn.Module]]) -> dict[str, int]:
@@ -233,8 +232,7 @@ def _parameters(module: nn.Module | None) -> int:
 def _prepare_vocabulary(model: Any) -> int | None:
     """Put the text embeddings in their place; return the FLOPs of the prompted text tower."""
     if isinstance(model, OpenVocabularyRCNN):
-        vocabulary = model.vocabulary
-        groups = torch.tensor(vocabulary.groups, device="cpu")
+        groups = torch.tensor(model.vocabulary.groups, device="cpu")
         dim = model.roi_heads.box_predictor.classifier.embed_dim
         vectors = torch.zeros(len(groups), dim)
         model.set_classes(ClassEmbeddings(vectors, groups, torch.zeros(dim)))
@@ -250,7 +248,7 @@ def _default_size(model: Any) -> Size:
     side = model.backbone.padding_constraints.get("square_size", 0)
     if side:
         return side, side
-    return SEGMENTATION_SIZE if _segments(model) else DETECTION_SIZE
+    return SEGMENTATION_SIZE if isinstance(model, SemanticSegmentor) else DETECTION_SIZE
 
 
 def _padded_size(backbone: Backbone, size: Size) -> Size:
@@ -270,16 +268,16 @@ def _padded_size(backbone: Backbone, size: Size) -> Size:
 
 def _run(model: Any, images: Tensor, counter: FlopCounter) -> None:
     """One image [1, 3, H, W] through a model in evaluation."""
-    if _segments(model) and getattr(model, "predict_from", "head") == "scores":
+    if getattr(model, "predict_from", "head") == "scores":
         model.guided.guide(images)
         return
     features = model.backbone(images)
-    if _segments(model):
-        model.sem_seg_head(features)
-    elif isinstance(model, RetinaNet):
+    if isinstance(model, RetinaNet):
         model.head([features[name] for name in model.head_in_features])
-    else:
+    if isinstance(model, GeneralizedRCNN):
         _run_rcnn_heads(model, features, counter)
+    if isinstance(model, SemanticSegmentor | PanopticFPN):
+        model.sem_seg_head(features)
 
 
 def _run_rcnn_heads(model: Any, features: dict[str, Tensor], counter: FlopCounter) -> None:

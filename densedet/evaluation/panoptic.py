@@ -236,30 +236,19 @@ def _score(
 
 
 def _read_truth(records: Sequence[dict[str, Any]], json_file: str) -> dict[ImageId, TrueImage]:
-    """The images of a data set by id, with the areas, which the records lack."""
-    areas = {
-        (annotation["image_id"], segment["id"]): segment.get("area")
-        for annotation in read_annotation_file(json_file)["annotations"]
-        for segment in annotation["segments_info"]
-    }
+    """The images of a data set by id."""
     truth = {}
     for record in records:
         image_id = record["image_id"]
         name = f"image {image_id} ({Path(record['file_name']).name})"
-        segments = [
-            {
-                **{key: segment[key] for key in ("id", "category_id", "iscrowd")},
-                "area": areas[image_id, segment["id"]],
-            }
-            for segment in record["segments_info"]
-        ]
-        for segment in segments:
-            if not isinstance(segment["area"], int | float) or not segment["area"] > 0:
+        for segment in record["segments_info"]:
+            area = segment.get("area")
+            if not isinstance(area, int | float) or not area > 0:
                 raise DatasetError(
                     f"panoptic file {json_file}: segment {segment['id']} of {name} has area "
-                    f"{segment['area']!r}; give its pixels"
+                    f"{area!r}; give its pixels"
                 )
-        truth[image_id] = TrueImage(name, record["pan_seg_file_name"], segments)
+        truth[image_id] = TrueImage(name, record["pan_seg_file_name"], record["segments_info"])
     return truth
 
 

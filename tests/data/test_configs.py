@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import PolygonMasks
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
@@ -153,21 +153,87 @@ def test_coco(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(instantiate(dataloader.evaluator)) is COCOEvaluator
 
 
-def _write_ade20k(root: Path) -> None:
+VOC, CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
+CITY = "ulm/ulm_000001_000019_leftImg8bit"
+# images and label maps of training and validation without suffix, number of classes
+PREPARED = {
+    "ade20k_150": (
+        [
+            [f"ADEChallengeData2016/{folder}/{part}/a" for part in ("training", "validation")]
+            for folder in ("images", "annotations_detectron2")
+        ],
+        150,
+    ),
+    "coco_stuff_164k": (
+        [
+            [f"coco/{folder}{part}2017/a" for part in ("train", "val")]
+            for folder in ("", "stuffthingmaps_detectron2/")
+        ],
+        171,
+    ),
+    "cityscapes_semantic": (
+        [
+            [f"cityscapes/{folder}/{part}/{CITY}" for part in ("train", "val")]
+            for folder in ("leftImg8bit", "annotations_detectron2")
+        ],
+        19,
+    ),
+    "context_59": (
+        [
+            [f"{CONTEXT}/JPEGImages/{part}" for part in ("train", "val")],
+            [f"{CONTEXT}/annotations_detectron2/pc59_{part}/{part}" for part in ("train", "val")],
+        ],
+        59,
+    ),
+    "voc_20": (
+        [
+            [f"{VOC}/JPEGImages/{part}" for part in ("train", "val")],
+            [f"{VOC}/annotations_detectron2/{part}/{part}" for part in ("train", "val")],
+        ],
+        20,
+    ),
+}
+
+
+def _write_semantic(root: Path, name: str) -> None:
+    """A picture of 100 x 80 and its label map a split, as the preparation leaves them."""
     rng = np.random.default_rng(0)
-    for part in ("training", "validation"):
-        for folder, name in (("images", "a.jpg"), ("annotations_detectron2", "a.png")):
-            path = root / "ADEChallengeData2016" / folder / part / name
-            path.parent.mkdir(parents=True)
-            shape = (80, 100, 3) if folder == "images" else (80, 100)
-            pixels = rng.integers(0, 150, shape, dtype=np.uint8)
-            Image.fromarray(pixels).save(path)
+    (images, labels), classes = PREPARED[name]
+    suffix = ".png" if name.startswith("cityscapes") else ".jpg"
+    for image, label in zip(images, labels, strict=True):
+        for path, shape in (
+            (root / f"{image}{suffix}", (80, 100, 3)),
+            (root / f"{label}.png", (80, 100)),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, classes, shape, dtype=np.uint8)).save(path)
+    lists = {"context_59": f"{CONTEXT}/ImageSets/Main", "voc_20": f"{VOC}/ImageSets/Segmentation"}
+    for part in ("train", "val") if name in lists else ():
+        (root / lists[name]).mkdir(parents=True, exist_ok=True)
+        (root / lists[name] / f"{part}.txt").write_text(f"{part}\n")
+    if name == "context_59":
+        lines = (f"{i}: class{i}\n" for i in range(1, 60))
+        (root / CONTEXT / "59_labels.txt").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("name", ["ade20k", "context_59", "cityscapes_semantic"])
+def test_a_dataloader_may_stand_in_another_one(name: str) -> None:
+    inner = LazyConfig.load(str(FOLDER / f"{name}.py")).dataloader
+    outer = OmegaConf.create({"num_classes": 3, "crop_size": 7, "evaluators": {"inner": inner}})
+    moved = OmegaConf.create({"dataloader": outer}).dataloader.evaluators.inner
+    plain = LazyConfig.load(str(FOLDER / f"{name}.py"))
+    for part in ("train", "test", "evaluator"):
+        if part == "evaluator":
+            del moved[part]["output_dir"], plain.dataloader[part]["output_dir"]
+        expected = OmegaConf.to_container(plain.dataloader[part], resolve=True)
+        assert OmegaConf.to_container(moved[part], resolve=True) == expected
+    assert moved.test.mapper.num_classes == inner.num_classes > 3
 
 
 @pytest.mark.parametrize("size", [None, 64])
 def test_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    _write_ade20k(tmp_path)
+    _write_semantic(tmp_path, "ade20k_150")
     config = LazyConfig.load(str(FOLDER / "ade20k.py"))
     assert config.dataloader.train.total_batch_size == 32
     dataloader = _load("ade20k.py")
@@ -189,6 +255,63 @@ def test_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | Non
     assert isinstance(evaluator, OpenVocabularySemanticEvaluator)
     assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator.vocabulary) == 150
     assert evaluator.output_dir is None  # that of the training, where there is one
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "crop", "tested"),
+    [
+        ("coco_stuff_164k", 16, (512, 512), (512, 640)),
+        ("context_59", 16, (480, 480), (480, 600)),
+        ("cityscapes_semantic", 16, (512, 1024), (1024, 1280)),
+    ],
+)
+def test_training_on_label_maps(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    batch: int,
+    crop: tuple[int, int],
+    tested: tuple[int, int],
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    _write_semantic(tmp_path, name)
+    config = LazyConfig.load(str(FOLDER / f"{name}.py"))
+    assert list(config) == ["dataloader"]
+    assert config.dataloader.train.total_batch_size == batch
+    dataloader = _load(f"{name}.py")
+    loader, sizes = iter(instantiate(dataloader.train)), []
+    for _ in range(4):
+        for sample in next(loader):
+            assert sample["image"].shape[1:] == sample["sem_seg"].shape
+            assert sample["sem_seg"].unique().tolist()[-1] < PREPARED[name][1]
+            sizes.append(sample["sem_seg"].shape)
+    assert np.max(sizes, axis=0).tolist() == list(crop)
+    ((sample,),) = list(instantiate(dataloader.test))
+    assert sample["image"].shape == (3, *tested) and "sem_seg" not in sample
+    evaluator = instantiate(dataloader.evaluator)
+    assert isinstance(evaluator, OpenVocabularySemanticEvaluator)
+    assert evaluator.sem_seg_loading_fn.num_classes == len(evaluator.vocabulary)
+    assert len(evaluator.vocabulary) == dataloader.num_classes == PREPARED[name][1]
+
+
+def test_data_sets_of_segmentation_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = LazyConfig.load(str(FOLDER / "zero_shot_semantic.py"))
+    assert list(config) == ["dataloader"]
+    entries = config.dataloader.evaluators
+    assert sorted(entries) == sorted(PREPARED)
+    for name, entry in entries.items():
+        _write_semantic(tmp_path, name)
+        instantiate(entry.register[0])
+        entry.test.num_workers = 0
+        ((sample,),) = list(instantiate(entry.test))
+        assert sample["image"].shape == (3, 448, 560) and "sem_seg" not in sample
+        evaluator = instantiate(entry.evaluator)
+        assert evaluator.vocabulary.labels == instantiate(entry.vocabulary).labels
+        assert evaluator.sem_seg_loading_fn.num_classes == PREPARED[name][1]
+        assert entry.test.mapper.num_classes == PREPARED[name][1]
 
 
 def test_shapes_world_semantic(tmp_path: Path) -> None:

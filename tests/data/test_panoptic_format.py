@@ -35,7 +35,7 @@ DATA = {
             "file_name": "four.png",
             "segments_info": [
                 {"id": 8, "category_id": 7, "bbox": [5, 5, 9, 9], "iscrowd": 1, "area": 81},
-                {"id": 3, "category_id": 12, "bbox": [0, 0, 20, 20], "iscrowd": 0, "area": 99},
+                {"id": 3, "category_id": 12, "bbox": [0, 0, 20, 20], "iscrowd": 0},
             ],
         },
     ],
@@ -72,7 +72,14 @@ def test_categories_get_the_rank_of_their_id(data, write_panoptic):
             "image_id": 4,
             "pan_seg_file_name": "maps/four.png",
             "segments_info": [
-                {"id": 8, "category_id": 0, "isthing": True, "bbox": [5, 5, 9, 9], "iscrowd": 1},
+                {
+                    "id": 8,
+                    "category_id": 0,
+                    "isthing": True,
+                    "bbox": [5, 5, 9, 9],
+                    "iscrowd": 1,
+                    "area": 81,
+                },
                 {"id": 3, "category_id": 1, "isthing": False, "bbox": [0, 0, 20, 20], "iscrowd": 0},
             ],
         },
@@ -83,13 +90,21 @@ def test_categories_get_the_rank_of_their_id(data, write_panoptic):
             "image_id": 9,
             "pan_seg_file_name": "maps/nine.png",
             "segments_info": [
-                {"id": 300, "category_id": 2, "isthing": True, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+                {
+                    "id": 300,
+                    "category_id": 2,
+                    "isthing": True,
+                    "bbox": [1, 2, 3, 4],
+                    "iscrowd": 0,
+                    "area": 9,
+                },
                 {
                     "id": 20,
                     "category_id": 3,
                     "isthing": False,
                     "bbox": [0, 0, 40, 10],
                     "iscrowd": 0,
+                    "area": 400,
                 },
             ],
         },

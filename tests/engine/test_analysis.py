@@ -132,6 +132,36 @@ def test_the_box_head_counts_1000_regions():
     assert box_head.params == layers + 1024 + 1024 + 81 + 320
 
 
+PANOPTIC = "projects/panoptic_fpn/configs/"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "coco_rn50", "coco_eva_b16", "cross_dataset_rn50"])
+def test_panoptic_models_have_a_semantic_head(name):
+    found, model = analyzed(f"{PANOPTIC}{name}.py"), build(f"{PANOPTIC}{name}.py")
+    heads = ["rpn", "box head", "mask head", "semantic head"]
+    assert list(found.parts) == ["backbone", "neck", *heads]
+    assert found.params_without_text == sum(p.numel() for p in model.parameters())
+    assert min(part.flops for part in found.parts.values()) > 0
+
+
+def test_cost_of_the_semantic_head():
+    """Convolutions of 3x3 on levels of 4, 8 and 16 pixels, norms, embeddings, 70 cosines, logits.
+
+    Group norms cost 5 operations an element, bilinear interpolation 4.
+    """
+    name = f"{PANOPTIC}quickstart.py"
+    assert build(name).vocabulary.groups == tuple(range(70))  # one prompt each
+    head = analyze(build(name), (160, 160)).parts["semantic head"]
+    p2, p3, p4 = 40 * 40, 20 * 20, 10 * 10
+    convolutions = (p2 + (p3) + (p4 + p3)) * 9 * 64 * 64
+    norms = 5 * 64 * (p2 + p3 + p4 + p3)
+    enlarged = 4 * 64 * (p2 + p3 + p2)
+    embeddings = p2 * 64 * 128
+    logits = p2 * 70 * 128 + 4 * 70 * 160 * 160
+    assert head.flops == convolutions + norms + enlarged + embeddings + logits
+    assert head.params == 4 * (9 * 64 * 64 + 2 * 64) + 64 * 128 + 128 + 1
+
+
 def test_sizes():
     name = f"{DENSECLIP}ade20k_rn50_clip.py"
     quarter = analyze(build(name), (512, 512))

@@ -137,7 +137,8 @@ def test_levels_of_backbone_rpn_and_heads_agree(detector):
         tower = next(m for m in model.modules() if isinstance(m, ClipVisual))
         assert heads.dense_stride == tower.stride
         assert heads.box_predictor.classifier.embed_dim == tower.embed_dim
-        assert ("vlm" in shapes) is (heads.box_predictor.ensemble is not None)
+        ensembles = (heads.box_predictor.ensemble, getattr(model, "mask_ensemble", None))
+        assert ("vlm" in shapes) is any(e is not None for e in ensembles)
     if isinstance(model, OpenVocabularyPanopticFPN):
         head = model.sem_seg_head
         names = [name for name in heads.mask_in_features if name in head.in_features]
