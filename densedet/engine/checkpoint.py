@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
-from torch import Tensor
+from torch import Tensor, nn
 
-from densedet.errors import CheckpointError
+from densedet.errors import CheckpointError, ConfigError
 from densedet.files import atomic_path
 from densedet.weights import abbreviated, load_strictly, read_safetensors, read_torch_file
 
@@ -129,3 +129,27 @@ def _without_module(weights: Mapping[str, Any]) -> dict[str, Any]:
     if weights and all(str(key).startswith(prefix) for key in weights):
         return {key[len(prefix) :]: value for key, value in weights.items()}
     return dict(weights)
+
+
+def load_trained(
+    model: nn.Module, output_dir: str, weights: str | os.PathLike[str] | None = None
+) -> None:
+    """Give a model the weights that its training made.
+
+    Args:
+        output_dir: of the training; ``model_final.pth`` in it is taken if no ``weights`` are named.
+        weights: another checkpoint. A model that has nothing to train needs none.
+
+    Raises:
+        ConfigError: there is no such file.
+        CheckpointError: the weights do not fit.
+    """
+    if weights is None and not any(p.requires_grad for p in model.parameters()):
+        return
+    path = Path(output_dir, "model_final.pth") if weights is None else Path(weights)
+    if not path.is_file():
+        raise ConfigError(
+            f"weights {path} do not exist; train with tools/lazyconfig_train_net.py, or name a "
+            "checkpoint"
+        )
+    Checkpointer(model).load(str(path), checkpointables=[])

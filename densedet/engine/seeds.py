@@ -103,15 +103,16 @@ def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         "task/figure" -> {"mean", "std", "min", "max", "values"}. ``std`` is that of a sample
         (n - 1), null for one result; the first four are null where a value is missing or null.
     """
-    tables = [dict(_leaves(result)) for result in results]
+    tables = [dict(leaves(result)) for result in results]
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: _statistics([table.get(name) for table in tables]) for name in names}
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """The numbers and nulls of nested mappings, each with its keys joined by "/"."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}/")
+            yield from leaves(value, f"{prefix}{key}/")
         elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             yield f"{prefix}{key}", value
 
