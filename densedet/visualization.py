@@ -1,13 +1,16 @@
-"""Drawing detections with Detectron2's visualizer."""
+"""Drawing detections and segments with Detectron2's visualizer."""
 
 import colorsys
 import hashlib
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def label_colour(label: str) -> tuple[float, float, float]:
@@ -33,15 +36,53 @@ def draw_detections(
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    scale = max(1.0, smallest_side / min(image.shape[:2]))
     names = [labels[i] for i in instances.pred_classes.tolist()]
-    texts = [f"{n} {s:.0%}" for n, s in zip(names, instances.scores.tolist(), strict=True)]
     masks: Any = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    scale = max(1.0, smallest_side / min(image.shape[:2]))
     drawn = Visualizer(image, scale=scale).overlay_instances(
         boxes=instances.pred_boxes,
         masks=masks,
-        labels=texts,
+        labels=_texts(names, instances.scores.tolist()),
         assigned_colors=[label_colour(name) for name in names],
         alpha=0.2,
     )
     return drawn.get_image()
+
+
+def draw_segments(
+    image: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    labels: Sequence[str],
+    scores: Sequence[float | None],
+    smallest_side: int = 640,
+) -> NDArray[np.uint8]:
+    """Draw masks and "label" or "label 87%" over a picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: (R, H, W), of the segments.
+        labels: R, of the segments.
+        scores: R, None without one.
+        smallest_side: as of `draw_detections`.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    # enlarged before, not by the visualizer: it puts the text beside what is small in pixels
+    factor = math.ceil(max(1.0, smallest_side / min(image.shape[:2])))
+    size = (factor * image.shape[1], factor * image.shape[0])
+    large = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    drawn = Visualizer(large).overlay_instances(
+        masks=masks.repeat(factor, axis=1).repeat(factor, axis=2),
+        labels=_texts(labels, scores),
+        assigned_colors=[label_colour(label) for label in labels],
+        alpha=0.45,
+    )
+    return drawn.get_image()
+
+
+def _texts(labels: Sequence[str], scores: Sequence[float | None]) -> list[str]:
+    return [
+        label if score is None else f"{label} {score:.0%}"
+        for label, score in zip(labels, scores, strict=True)
+    ]

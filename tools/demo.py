@@ -1,4 +1,7 @@
-"""Detect words in pictures: draws the detections, and writes them as COCO results with labels.
+"""Find words in pictures: draws what the model tells, and writes it as COCO results with labels.
+
+A detector draws detections (detections.json); a panoptic or semantic model, segments
+(segments.json).
 
 Example:
     python tools/demo.py --config-file projects/fvit/configs/quickstart.py \\
@@ -12,7 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from detectron2.structures import Instances
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,8 +27,8 @@ from densedet.data.images import read_image
 from densedet.engine.config import load_config
 from densedet.errors import ConfigError, ImageError
 from densedet.files import atomic_path
-from densedet.predictor import Predictor, coco_results
-from densedet.visualization import draw_detections
+from densedet.predictor import Prediction, Predictor, coco_results, segment_results
+from densedet.visualization import draw_detections, draw_segments
 from densedet.vocabulary import Vocabulary
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -65,13 +71,54 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocabulary", required=True, help='"cat,kitten;remote control", a file or a class list'
     )
     parser.add_argument(
+        "--stuff", help="words that follow the vocabulary as stuff, which has no instances"
+    )
+    parser.add_argument(
         "--show", help="labels to draw and write, joined by ;  (the others still compete)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
-    parser.add_argument("--score-threshold", type=float, default=0.3)
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="of detections")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, key=value")
     return parser
+
+
+def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
+    """The words of the command line."""
+    vocabulary = Vocabulary.resolve(args.vocabulary)
+    if args.stuff is None:
+        return vocabulary
+    return vocabulary.with_stuff(Vocabulary.resolve(args.stuff))
+
+
+def show_detections(
+    image: NDArray[np.uint8],
+    instances: Instances,
+    number: int,
+    vocabulary: Vocabulary,
+    shown: list[int],
+    threshold: float,
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """The picture with its detections, and these as results."""
+    instances = instances[instances.scores >= threshold]
+    instances = instances[torch.isin(instances.pred_classes, torch.tensor(shown))]
+    drawn = draw_detections(image, instances, vocabulary.labels)
+    return drawn, coco_results(instances, number, vocabulary)
+
+
+def show_segments(
+    image: NDArray[np.uint8],
+    prediction: Prediction,
+    number: int,
+    vocabulary: Vocabulary,
+    shown: list[int],
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """The picture with its segments, and these as results."""
+    masks, segments = prediction.segment_masks(vocabulary)
+    rows = [row for row, segment in enumerate(segments) if segment["category_id"] in shown]
+    found = segment_results(masks[rows], [segments[row] for row in rows], number, vocabulary)
+    labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
+    return draw_segments(image, masks[rows].numpy(), labels, scores), found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,30 +126,35 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if not 0.0 <= args.score_threshold <= 1.0:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
-    vocabulary = Vocabulary.resolve(args.vocabulary)
+    vocabulary = read_vocabulary(args)
     shown = list(range(len(vocabulary)))
     if args.show is not None:
         shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
     paths = find_images(args.input)
     for path in paths:  # before anything is written
         read_image(path)
-    config = load_config(args.config_file, args.opts)
-    predictor = Predictor(config, args.weights, args.device)
+    predictor = Predictor(load_config(args.config_file, args.opts), args.weights, args.device)
     predictor.set_vocabulary(vocabulary)
 
     results: list[dict[str, Any]] = []
+    kind = "segments"
     for number, path in enumerate(tqdm(paths, unit="image"), start=1):
         image = read_image(path)
-        instances = predictor.predict(image)
-        instances = instances[instances.scores >= args.score_threshold]
-        instances = instances[torch.isin(instances.pred_classes, torch.tensor(shown))]
-        for result in coco_results(instances, number, vocabulary):
-            results.append({"file_name": str(path), **result})
+        prediction = predictor.predict(image)
+        common = (number, vocabulary, shown)
+        if prediction.instances is None or prediction.panoptic is not None:
+            drawn, found = show_segments(image, prediction, *common)
+        else:
+            kind = "detections"
+            drawn, found = show_detections(
+                image, prediction.instances, *common, args.score_threshold
+            )
+        results += [{"file_name": str(path), **result} for result in found]
         with atomic_path(args.output / f"{path.stem}.png") as temporary:
-            Image.fromarray(draw_detections(image, instances, vocabulary.labels)).save(temporary)
-    with atomic_path(args.output / "detections.json") as temporary:
+            Image.fromarray(drawn).save(temporary)
+    with atomic_path(args.output / f"{kind}.json") as temporary:
         temporary.write_text(json.dumps(results))
-    print(f"{len(paths)} images, {len(results)} detections: {args.output}")
+    print(f"{len(paths)} images, {len(results)} {kind}: {args.output}")
     return 0
 
 

@@ -1,13 +1,17 @@
-"""The main job: data, CLIPSelf, three detectors, pictures, output/quickstart/report.html.
+"""The main job: data, CLIPSelf, three detectors and a panoptic model, pictures, a report.
+
+Everything goes to output/quickstart, the report to report.html there.
 
 What is there already and was made from the same inputs is used again.
 """
 
 import argparse
+import functools
 import hashlib
+import importlib
 import json
+import multiprocessing
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,6 +27,7 @@ from densedet.errors import DensedetError
 from densedet.evaluation.report import (
     build_report,
     detector_figures,
+    panoptic_figures,
     read_curve,
     region_figures,
 )
@@ -37,15 +42,26 @@ DETECTORS = {
     "clip": "projects/fvit/configs/quickstart.py",
     "clipself": "projects/clipself/configs/quickstart_detector.py",
 }
+PANOPTIC = "projects/panoptic_fpn/configs/quickstart_clipself.py"
+ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
 VISUAL = "model.backbone.bottom_up.bottom_up.visual.pretrained"
 PICTURES = 6
 
 
 def run(tool: str, *arguments: str) -> None:
-    """Run another tool of this folder; its failure ends this one."""
-    command = [sys.executable, str(TOOLS / tool), *arguments]
-    if subprocess.run(command, check=False).returncode:
-        raise DensedetError(f"tools/{tool} failed; its message is above")
+    """Run another tool of this folder; its failure ends this one.
+
+    It runs in a fork, which has what is imported already: a start takes some seconds otherwise.
+    """
+    main = importlib.import_module(tool).main
+    fork = multiprocessing.get_context("fork").Process(
+        target=run_tool, args=(functools.partial(main, list(arguments)),)
+    )
+    sys.stdout.flush()
+    fork.start()
+    fork.join()
+    if fork.exitcode:
+        raise DensedetError(f"tools/{tool}.py failed; its message is above")
 
 
 def file_digest(path: Path) -> str:
@@ -105,7 +121,7 @@ class Run:
         self.write_mark({"inputs": inputs})
         arguments = ["--config-file", self.config, f"train.output_dir={self.folder}"]
         how = "--resume" if MODEL in self.makes else "--eval-only"
-        run("lazyconfig_train_net.py", how, *arguments, *self.overrides)
+        run("lazyconfig_train_net", how, *arguments, *self.overrides)
         self.write_mark({"inputs": inputs, **self.digests()})
 
     def digests(self) -> dict[str, str]:
@@ -134,23 +150,53 @@ def show_unseen(output: Path, root: Path, distilled: Path) -> list[tuple[Path, s
     """Detect all words in the first validation scenes with two unseen things; show the unseen."""
     things = Vocabulary.named("shapes_world_kind", kind="thing")
     unseen = [category.label for category in things if not category.seen]
-    asked = ("--vocabulary", ";".join(things.labels), "--show", ";".join(unseen))
+    return show(
+        *(DETECTORS["clipself"], output / "clipself" / MODEL, distilled),
+        scenes_with_two(root, unseen),
+        output / "demo",
+        *("--vocabulary", ";".join(things.labels), "--show", ";".join(unseen)),
+        *("--score-threshold", "0.2"),
+    )
+
+
+def show_kinds(output: Path, root: Path, distilled: Path) -> list[tuple[Path, str]]:
+    """Segment the same scenes by kinds of things, whose coloured names are synonyms, and stuff."""
+    world = Vocabulary.named("shapes_world_kind")
+    kinds: dict[str, list[str]] = {}
+    for label in world.of_kind("thing").labels:
+        kinds.setdefault(label.split()[-1], []).append(label)
+    unseen = [category.label for category in world if not category.seen]
+    return show(
+        *(PANOPTIC, output / "panoptic" / MODEL, distilled),
+        scenes_with_two(root, unseen),
+        output / "demo_panoptic",
+        *("--vocabulary", ";".join(",".join([kind, *names]) for kind, names in kinds.items())),
+        *("--stuff", ";".join(world.of_kind("stuff").labels)),
+    )
+
+
+def scenes_with_two(root: Path, labels: list[str]) -> list[Path]:
+    """The first validation scenes in which two things have such labels."""
     truth = json.loads((root / "shapes_world/annotations/instances_val.json").read_text())
-    ids = {c["id"] for c in truth["categories"] if c["name"] in unseen}
+    ids = {c["id"] for c in truth["categories"] if c["name"] in labels}
     counts: dict[int, int] = {}
     for annotation in truth["annotations"]:
         if annotation["category_id"] in ids:
             counts[annotation["image_id"]] = counts.get(annotation["image_id"], 0) + 1
-    chosen = [i["file_name"] for i in truth["images"] if counts.get(i["id"], 0) >= 2][:PICTURES]
+    names = [i["file_name"] for i in truth["images"] if counts.get(i["id"], 0) >= 2]
+    return [root / "shapes_world/val" / name for name in names[:PICTURES]]
+
+
+def show(
+    config: str, weights: Path, distilled: Path, images: list[Path], output: Path, *words: str
+) -> list[tuple[Path, str]]:
+    """Run the demo with a model on the distilled CLIP; its pictures with their names."""
     run(
-        "demo.py",
-        *("--config-file", DETECTORS["clipself"]),
-        *("--weights", str(output / "clipself/model_final.pth")),
-        *("--opts", f"{VISUAL}={distilled}"),
-        *("--input", *(str(root / "shapes_world/val" / name) for name in chosen)),
-        *(*asked, "--score-threshold", "0.2", "--output", str(output / "demo")),
+        "demo",
+        *("--config-file", config, "--weights", str(weights), "--opts", f"{VISUAL}={distilled}"),
+        *("--input", *map(str, images), "--output", str(output), *words),
     )
-    return [(output / "demo" / Path(name).with_suffix(".png"), name) for name in chosen]
+    return [(output / image.with_suffix(".png").name, image.name) for image in images]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -176,16 +222,25 @@ def main(argv: list[str] | None = None) -> int:
     distilled = after.folder / DISTILLED
     before.finish()
     after.finish()
-    detectors = {}
-    for name, config in DETECTORS.items():
-        own = [f"{VISUAL}={distilled}"] if name == "clipself" else []
-        detectors[name] = Run(config, args.output / name, args.root, [*overrides, *own])
-        detectors[name].finish(after=distilled if own else None)
-    pictures = show_unseen(args.output, args.root, distilled)
-    rows = {name: detector_figures(detector.results()) for name, detector in detectors.items()}
+    untrained = {}
+    for name, clip in (("before", "shipped"), ("after", distilled)):
+        own = [f"clip.pretrained={clip}"]
+        folder = args.output / f"zero_shot_{name}"
+        untrained[name] = Run(ZERO_SHOT, folder, args.root, own, makes=[RESULTS])
+        untrained[name].finish(after=None if clip == "shipped" else distilled)
+    trained = {}
+    for name, config in {**DETECTORS, "panoptic": PANOPTIC}.items():
+        own = [f"{VISUAL}={distilled}"] if name in ("clipself", "panoptic") else []
+        trained[name] = Run(config, args.output / name, args.root, [*overrides, *own])
+        trained[name].finish(after=distilled if own else None)
+    unseen = show_unseen(args.output, args.root, distilled)
+    kinds = show_kinds(args.output, args.root, distilled)
     clips = {"before": before, "after": after}
+    rows = {name: detector_figures(trained[name].results()) for name in DETECTORS}
     regions = {name: region_figures(clip.results()) for name, clip in clips.items()}
-    curves = {name: read_curve(d.folder / "metrics.json") for name, d in detectors.items()}
+    zero_shot = {n: round(r.results()["sem_seg"]["mIoU"], 2) for n, r in untrained.items()}
+    panoptic = {"panoptic": panoptic_figures(trained["panoptic"].results())}
+    curves = {name: read_curve(r.folder / "metrics.json") for name, r in trained.items()}
     facts = {
         "training scenes": recipe.train,
         "validation scenes": recipe.val,
@@ -193,12 +248,15 @@ def main(argv: list[str] | None = None) -> int:
         "torch": version("torch"),
         "command": "make demo",
     }
+    figures = {"detector": rows, "regions": regions, "zero_shot_miou": zero_shot, **panoptic}
     with atomic_path(args.output / "metrics.json") as path:
-        path.write_text(json.dumps({"detector": rows, "regions": regions}, indent=1))
+        path.write_text(json.dumps(figures, indent=1))
     with atomic_path(args.output / "report.html") as path:
-        path.write_text(build_report(rows, regions, curves, pictures, facts), encoding="utf-8")
-    for name, row in [*regions.items(), *rows.items()]:
+        page = build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
+        path.write_text(page, encoding="utf-8")
+    for name, row in [*regions.items(), ("zero-shot mIoU", zero_shot), *rows.items()]:
         print(name, row)
+    print("panoptic", panoptic["panoptic"])
     print(args.output / "report.html")
     return 0
 

@@ -21,6 +21,7 @@ _SOURCES = {
     "unseen_ap50_mask": ("segm", "AP50-unseen"),
 }
 REGIONS = ("boxes_macc1", "masks_macc1", "stuff_macc1")
+PANOPTIC = ("PQ_seen", "PQ_unseen", "PQ_st", "SQ", "RQ")
 _BASELINES = {
     "boxes_values_macc1": "projected values alone (MaskCLIP)",
     "boxes_tokens_macc1": "ordinary tokens of the last block",
@@ -43,14 +44,21 @@ figure { margin: 0; } figcaption { font-size: .85rem; color: #555; }
 
 def detector_figures(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """The four figures of a detector, in percent, from the results of its evaluator."""
-    found = {name: results[task].get(key) for name, (task, key) in _SOURCES.items()}
-    return {k: None if v is None or math.isnan(v) else round(v, 2) for k, v in found.items()}
+    return _rounded({name: results[task].get(key) for name, (task, key) in _SOURCES.items()})
 
 
 def region_figures(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Top-1 mean class accuracies, in percent, from the results of the region evaluator."""
-    found = {k: v for k, v in results["regions"].items() if k.endswith("_macc1")}
-    return {k: None if v is None or math.isnan(v) else round(v, 2) for k, v in found.items()}
+    return _rounded({k: v for k, v in results["regions"].items() if k.endswith("_macc1")})
+
+
+def panoptic_figures(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Panoptic qualities, in percent, from the results of the panoptic evaluator."""
+    return _rounded({name: results["panoptic_seg"].get(name) for name in PANOPTIC})
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {k: None if v is None or math.isnan(v) else round(v, 2) for k, v in figures.items()}
 
 
 def read_curve(path: Path, key: str = "total_loss") -> list[tuple[int, float]]:
@@ -105,6 +113,20 @@ def _regions(rows: Mapping[str, Row]) -> str:
     return _table(head, {name: [row[f] for f in REGIONS] for name, row in rows.items()})
 
 
+def _panoptic(rows: Mapping[str, Row]) -> str:
+    head = ("PQ", "seen", "unseen", "stuff alone", "SQ of all", "RQ of all")
+    return _table(head, {name: [row[f] for f in PANOPTIC] for name, row in rows.items()})
+
+
+def _figures(pictures: Sequence[tuple[Path, str]]) -> str:
+    shown = "".join(
+        f"<figure>{_image(path.read_bytes(), text)}"
+        f"<figcaption>{html.escape(text)}</figcaption></figure>"
+        for path, text in pictures
+    )
+    return f'<div class="pictures">{shown}</div>'
+
+
 def _baselines(rows: Mapping[str, Row]) -> str:
     names = {text: [row.get(key) for row in rows.values()] for key, text in _BASELINES.items()}
     return _table(("boxes of things by other ways", *rows), names)
@@ -113,8 +135,11 @@ def _baselines(rows: Mapping[str, Row]) -> str:
 def build_report(
     rows: Mapping[str, Row],
     regions: Mapping[str, Row],
+    segmentation: Mapping[str, float | None],
+    panoptic: Mapping[str, Row],
     curves: Mapping[str, Sequence[tuple[int, float]]],
     pictures: Sequence[tuple[Path, str]],
+    panoptic_pictures: Sequence[tuple[Path, str]],
     facts: Mapping[str, Any],
 ) -> str:
     """The page as HTML.
@@ -122,19 +147,18 @@ def build_report(
     Args:
         rows: the four figures of each detector, by its name.
         regions: the figures of region classification of each CLIP, by its name.
-        curves: the loss of each detector.
-        pictures: PNG files with captions.
+        segmentation: mIoU of each CLIP without training for it, in percent.
+        panoptic: the panoptic qualities of each panoptic model, by its name.
+        curves: the loss of each model that was trained.
+        pictures: PNG files with captions, of the detections.
+        panoptic_pictures: the same, of panoptic segments.
         facts: what else to state: counts, of which "training scenes" must be one, seeds, versions.
     """
-    shown = "".join(
-        f"<figure>{_image(path.read_bytes(), text)}"
-        f"<figcaption>{html.escape(text)}</figcaption></figure>"
-        for path, text in pictures
-    )
     stated = "".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>"
         for key, value in facts.items()
     )
+    untrained = _table(("dense map", "mIoU"), {k: [v] for k, v in segmentation.items()})
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>densedet quickstart</title>
 <style>{_STYLE}</style></head><body>
@@ -146,18 +170,27 @@ after:</p>
 {_regions(regions)}
 <p>Other ways to name a box with the same two models:</p>
 {_baselines(regions)}
+<p>Every pixel named by the dense map alone, without any training for it (MaskCLIP):</p>
+{untrained}
 <p>Then three Mask R-CNNs on frozen CLIPs, trained with the boxes of the 48 seen things of Shapes
 World. 16 things, every “ball” and every “kite”, were in the training pictures without a label. AP
 at IoU 0.5, in percent, on the validation scenes. The closed-set head has no text: it cannot name a
 class without labels. “clip” has the CLIP from before, “clipself” the one from after; there the
 dense map takes part in the scores.</p>
 {_detectors(rows)}
+<p>And a Panoptic FPN on the CLIP from after, trained with the same 48 things and six kinds of
+stuff. Panoptic, segmentation and recognition quality in percent; stuff counts as seen:</p>
+{_panoptic(panoptic)}
 <p>Shapes World is synthetic. The tiny CLIP saw all 64 names in image captions, as a web CLIP does,
 but never a box, a mask or one of these scenes.</p>
 <h2>Learning curves</h2>{_image(learning_curves(curves), "total loss against the iteration")}
 <h2>Unseen classes, found by their names</h2>
 <p>All 64 words were asked for; shown is what was called by one of the 16 unseen ones, with scores
-of at least 20 %.</p><div class="pictures">{shown}</div>
+of at least 20 %.</p>{_figures(pictures)}
+<h2>Things and stuff, by other words</h2>
+<p>The Panoptic FPN, asked for eight kinds of things (star, ring, ball, ...), each with its eight
+coloured names as synonyms, instead of the 64 words of its training.</p>
+{_figures(panoptic_pictures)}
 <h2>Facts</h2><table>{stated}</table>
 </body></html>
 """

@@ -6,8 +6,10 @@ import numpy as np
 from PIL import Image
 
 from densedet.evaluation.report import (
+    PANOPTIC,
     build_report,
     detector_figures,
+    panoptic_figures,
     read_curve,
     region_figures,
 )
@@ -32,6 +34,17 @@ def test_region_figures_are_the_top_1_accuracies():
     assert region_figures(results) == {"boxes_macc1": 12.35, "stuff_macc1": None}
 
 
+def test_panoptic_figures():
+    found = {"PQ_seen": 58.271, "PQ_unseen": float("nan"), "PQ_st": 81.0, "SQ": 67.6, "PQ": 50.5}
+    assert panoptic_figures({"panoptic_seg": found}) == {
+        "PQ_seen": 58.27,
+        "PQ_unseen": None,
+        "PQ_st": 81.0,
+        "SQ": 67.6,
+        "RQ": None,
+    }
+
+
 def test_curve_skips_records_without_the_scalar(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 19, "total_loss": 2.5}\n{"iteration": 20, "bbox/AP": 1.0}\n')
@@ -46,14 +59,18 @@ def test_page_is_self_contained(tmp_path):
     page = build_report(
         {"clip": figures, "<b>": figures},
         {"before": regions},
+        {"before": 2.06},
+        {"panoptic": dict.fromkeys(PANOPTIC, 61.26)},
         {"clip": [(0, 2.0), (1, 1.0)]},
         [(picture, "x & y")],
+        [(picture, "p < q"), (picture, "r")],
         {"training scenes": 12},
     )
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>clip</td>" in page and "&lt;b&gt;" in page and "x &amp; y" in page
     assert ">51.2</td>" in page and ">–</td>" in page
+    assert ">2.1</td>" in page and page.count(">61.3</td>") == 5 and "p &lt; q" in page
     assert re.search(r"\(CLIPSelf\):\s12 pictures, no label", page)
     assert "<td>training scenes</td><td>12</td>" in page
     assert ">33.2</td>" in page and ">77.7</td>" in page

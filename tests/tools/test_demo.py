@@ -114,7 +114,8 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"vocabulary": "red star;red star"}, "red star"),
         ({"weights": "absent.pth"}, "absent.pth"),
         ({"config": "absent.py"}, "absent.py"),
-        ({"config": "projects/denseclip/configs/quickstart.py"}, "Segmentor is no detector"),
+        ({"config": "projects/panoptic_fpn/configs/quickstart.py"}, "OpenVocabularyPanopticFPN"),
+        ({"stuff": "red star"}, "red star"),
         ({"show": "green star"}, "green star"),
         ({"threshold": "2"}, "--score-threshold"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),
@@ -134,6 +135,8 @@ def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys
         put("--vocabulary", change["vocabulary"])
     if "show" in change:
         argv += ["--show", change["show"]]
+    if "stuff" in change:
+        argv += ["--stuff", change["stuff"]]
     if "weights" in change:
         put("--weights", str(tmp_path / change["weights"]))
     if "config" in change:
@@ -153,3 +156,22 @@ def test_pictures_of_the_same_name_are_refused(demo, folder, tmp_path, capsys):
     argv = arguments(folder, tmp_path / "out", folder / "in" / "0.jpg", tmp_path / "0.jpg")
     assert exit_code(lambda: demo.main(argv)) == 2
     assert "same name" in capsys.readouterr().err
+
+
+def test_segments(demo, folder, tmp_path):
+    argv = [
+        *("--config-file", "projects/panoptic_fpn/configs/quickstart_zero_shot.py"),
+        *("--input", str(folder / "in"), "--output", str(tmp_path), "--device", "cpu"),
+        *("--vocabulary", "red star;blue ring", "--stuff", "grass;sand", "--show", "grass"),
+    ]
+    assert demo.main(argv) == 0
+    names = ["0.png", "1.png", "2.png", "segments.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    found = json.loads((tmp_path / "segments.json").read_text())
+    assert found and {(r["label"], r["category_id"], r["isthing"]) for r in found} == {
+        ("grass", 3, False)
+    }
+    for result in found:
+        picture = np.array(Image.open(tmp_path / f"{Path(result['file_name']).stem}.png"))
+        plain = Image.open(result["file_name"]).resize(picture.shape[1::-1], Image.BICUBIC)
+        assert np.abs(picture.astype(int) - np.array(plain)).max() > 50

@@ -83,6 +83,9 @@ def test_pretraining_writes_weights_that_can_be_measured(tmp_path):
     assert json.loads(again.stdout.splitlines()[-1]) == first
 
 
+STUFF = {"sky", "grass", "sand", "brick", "water", "wood"}
+
+
 def test_quickstart_from_end_to_end_and_again(tmp_path):
     """A trial of `make demo`: few scenes, two iterations, everything else as it is."""
     trial = ("--train", 16, "--val", 8, "--max-iter", 2)
@@ -100,9 +103,14 @@ def test_quickstart_from_end_to_end_and_again(tmp_path):
     assert all(set(metrics["regions"][when]) >= regions for when in ("before", "after"))
     assert metrics["regions"]["before"] != metrics["regions"]["after"]
     page = (output / "report.html").read_text()
-    assert page.count("<figure>") == len(list((output / "demo").glob("*.png"))) > 0
+    for folder in ("demo", "demo_panoptic"):
+        assert page.count("<figure>") == 2 * len(list((output / folder).glob("*.png"))) > 0
+    assert set(metrics["zero_shot_miou"]) == {"before", "after"}
+    assert tuple(metrics["panoptic"]) == ("PQ_seen", "PQ_unseen", "PQ_st", "SQ", "RQ")
+    words = {r["label"] for r in json.loads((output / "demo_panoptic/segments.json").read_text())}
+    assert words <= {"star", "ring", "ball", "plus", "dice", "heart", "kite", "cone"} | STUFF
     weights = output / "clip" / "model_final.pth"
     before = weights.stat().st_mtime_ns
     again = run(tmp_path, "quickstart.py", *trial)
-    assert again.returncode == 0 and again.stdout.count("is complete already") == 5
+    assert again.returncode == 0 and again.stdout.count("is complete already") == 8
     assert weights.stat().st_mtime_ns == before
