@@ -5,7 +5,7 @@
 # Every target first sets up what it needs, once. Needed before: Python 3.11 (the versions of
 # constraints.txt are for it) with venv, make, and a machine that reaches the Python package index.
 # V=1 shows all that pip says, PYTHON=python3.11 chooses the interpreter of .venv, ARGS="-k fvit" is
-# given to pytest.
+# given to pytest, which runs in two processes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,7 +47,7 @@ demo: $(STAMP)
 	@$(PY) tools/quickstart.py
 
 test: $(STAMP)
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

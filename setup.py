@@ -89,7 +89,14 @@ setup(
         # pip install -c constraints.txt --no-deps lvis panopticapi-lite
         "eval": ["faster-coco-eval>=1.8"],
         "web": ["gradio>=4.44"],
-        "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "setuptools>=64,<82", "wheel"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "setuptools>=64,<82",
+            "wheel",
+        ],
     },
     entry_points={"console_scripts": ["densedet = densedet.cli:main"]},
     cmdclass={"build_py": BuildWithConfigs},

@@ -136,12 +136,11 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
                 "coco_2017_train_stuff_10k_sem_seg": 9_000,
                 "coco_2017_test_stuff_10k_sem_seg": 1_000,
             },
-            tuple(
-                f"{semantic_benchmarks.COCO_STUFF}/{name}"
-                for name in ("images_detectron2", "annotations_detectron2")
-            ),
+            tuple(f"{semantic_benchmarks.COCO_STUFF}/{name}" for name in ("images", "imageLists")),
             semantic_benchmarks.COCO_STUFF_HINT,
             semantic_benchmarks.register_coco_stuff10k,
+            semantic_benchmarks.coco_stuff10k_conversions,
+            (f"{semantic_benchmarks.COCO_STUFF}/annotations",),
         ),
         "voc_20": Benchmark(
             "PASCAL VOC 2012 segmentation, 20 classes",

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from densedet.data.segment_map import write_segment_map
-from densedet.data.semantic_format import IGNORED_LABEL, pair_files
+from densedet.data.semantic_format import IGNORED_LABEL, pair_files, read_names
 from densedet.errors import DatasetError
 from densedet.files import atomic_folder, atomic_path
 from densedet.vocabulary import Vocabulary
@@ -95,6 +95,21 @@ def label_sources(
     """
     pairs = pair_files(image_root, label_root, hint, names_file=names_file)
     return {name: labels for name, (_, labels) in pairs.items()}
+
+
+def mat_sources(folder: Path, names_file: Path, hint: str) -> Sources:
+    """The MATLAB files ``folder/NAME.mat`` of the names that a file lists.
+
+    Raises:
+        DatasetError: the list or one of the files is missing; ``hint`` ends the message.
+    """
+    paths = {name: folder / f"{name}.mat" for name in read_names(names_file, hint)}
+    missing = [path for path in paths.values() if not path.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{missing[0]} does not exist ({len(missing)} of {len(paths)} are missing); {hint}"
+        )
+    return paths
 
 
 def label_conversion(

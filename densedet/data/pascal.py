@@ -14,13 +14,13 @@ from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import (
     Conversion,
     LabelTable,
-    Sources,
     label_conversion,
     label_sources,
+    mat_sources,
 )
 from densedet.data.images import read_label_map
 from densedet.data.mat_file import read_mat_matrix
-from densedet.data.semantic_format import IGNORED_LABEL, read_names, register_semantic_format
+from densedet.data.semantic_format import IGNORED_LABEL, register_semantic_format
 from densedet.errors import DatasetError
 from densedet.vocabulary import Category, Vocabulary, class_list_ids
 
@@ -157,6 +157,7 @@ def context_59_conversions(root: Path) -> Iterator[Conversion]:
 def context_459_conversions(root: Path) -> Iterator[Conversion]:
     """The label maps of 16 bits: 0 becomes 65535, every other label one less."""
     folder = root / CONTEXT_FOLDER
+    lists = folder / "ImageSets/Main"
     table = LabelTable(range(1, 460), [0], IGNORED_16_BIT)
 
     def read(path: Path) -> NDArray[np.unsignedinteger]:
@@ -165,7 +166,7 @@ def context_459_conversions(root: Path) -> Iterator[Conversion]:
     for part in PARTS:
         yield label_conversion(
             folder / f"annotations_detectron2/pc459_{part}",
-            partial(_mat_sources, folder, part),
+            partial(mat_sources, folder / "trainval", lists / f"{part}.txt", CONTEXT_HINT),
             read,
             f"context_459_{part}",
         )
@@ -193,15 +194,3 @@ def _png_conversions(
         images = labels.parent / "JPEGImages"
         sources = partial(label_sources, images, labels, hint, lists / f"{part}.txt")
         yield label_conversion(target / f"{prefix}{part}", sources, read, f"{name}_{part}")
-
-
-def _mat_sources(folder: Path, part: str) -> Sources:
-    names = read_names(folder / f"ImageSets/Main/{part}.txt", CONTEXT_HINT)
-    paths = {name: folder / f"trainval/{name}.mat" for name in names}
-    missing = [path for path in paths.values() if not path.is_file()]
-    if missing:
-        raise DatasetError(
-            f"{missing[0]} does not exist ({len(missing)} of {len(paths)} are missing); "
-            f"{CONTEXT_HINT}"
-        )
-    return paths

@@ -1,11 +1,18 @@
-"""COCO-Stuff10k and ADE20K-Full, in the layouts that MaskFormer's preparation scripts write."""
+"""COCO-Stuff10k, and ADE20K-Full in the layout that MaskFormer's preparation script writes."""
 
 import json
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from densedet.data.annotation_file import datasets_root
+from densedet.data.conversion import Conversion, LabelTable, label_conversion, mat_sources
+from densedet.data.mat_file import read_mat_matrix
 from densedet.data.semantic_format import register_semantic_format
 from densedet.errors import DatasetError
 from densedet.vocabulary import Category, Vocabulary
@@ -13,14 +20,13 @@ from densedet.vocabulary.class_lists import unambiguous_names
 
 ADE20K_FULL_IGNORED = 65535
 _ADE20K_FULL_CLASSES = 847
-COCO_STUFF = "coco/coco_stuff_10k"
+COCO_STUFF, COCO_STUFF_PARTS = "coco/coco_stuff_10k", ("train", "test")
 ADE20K_FULL = "ADE20K_2021_17_01"
 COCO_STUFF_HINT = (
     "COCO-Stuff10k (https://github.com/nightrome/cocostuff10k): unpack cocostuff-10k-v1.0.zip so "
-    f"that there are the folders annotations, imageLists and images in <root>/{COCO_STUFF}, run "
-    "MaskFormer's datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py, which writes images_detectron2 "
-    "and annotations_detectron2 (label 1 of the .mat files becomes 255, every other label two "
-    "less), and set DETECTRON2_DATASETS=<root> (default: datasets)"
+    f"that there are the folders annotations, imageLists and images in <root>/{COCO_STUFF}; then "
+    "run tools/prepare_datasets.py coco_stuff_10k, and set DETECTRON2_DATASETS=<root> (default: "
+    "datasets)"
 )
 ADE20K_FULL_HINT = (
     "ADE20K-Full (https://groups.csail.mit.edu/vision/datasets/ADE20K/): unpack it so that there "
@@ -40,8 +46,8 @@ def register_coco_stuff10k(root: str | os.PathLike[str] | None = None) -> None:
     """Register ``coco_2017_{train,test}_stuff_10k_sem_seg``: 9,000 and 1,000 images, 171 classes.
 
     Annotations of version 1.0; the names are MaskFormer's. The label maps are 8-bit PNG in
-    ``coco/coco_stuff_10k/annotations_detectron2/{train,test}``, the images in
-    ``images_detectron2/{train,test}`` beside it. Version 1.1 numbers its classes otherwise.
+    ``coco/coco_stuff_10k/annotations_detectron2/{train,test}``, as ``tools/prepare_datasets.py``
+    or MaskFormer's script writes them. Version 1.1 numbers its classes otherwise.
 
     Args:
         root: the folder of the data sets; default is the environment variable
@@ -52,13 +58,32 @@ def register_coco_stuff10k(root: str | os.PathLike[str] | None = None) -> None:
             :func:`densedet.data.load_semantic_format`.
     """
     folder = datasets_root(root) / COCO_STUFF
-    for part in ("train", "test"):
+    for part in COCO_STUFF_PARTS:
         register_semantic_format(
             f"coco_2017_{part}_stuff_10k_sem_seg",
-            folder / "images_detectron2" / part,
+            folder / "images",
             folder / "annotations_detectron2" / part,
             Vocabulary.named("coco_stuff_171"),
             hint=COCO_STUFF_HINT,
+            names_file=folder / f"imageLists/{part}.txt",
+        )
+
+
+def coco_stuff10k_conversions(root: Path) -> Iterator[Conversion]:
+    """The label maps: label 1 of the official ones becomes 255, every other label two less."""
+    folder = root / COCO_STUFF
+    table = LabelTable(range(2, 173), [1])
+
+    def read(path: Path) -> NDArray[np.unsignedinteger]:
+        return table(read_mat_matrix(path, "S").astype(np.int64), path)
+
+    for part in COCO_STUFF_PARTS:
+        names = folder / f"imageLists/{part}.txt"
+        yield label_conversion(
+            folder / f"annotations_detectron2/{part}",
+            partial(mat_sources, folder / "annotations", names, COCO_STUFF_HINT),
+            read,
+            f"coco_2017_{part}_stuff_10k_sem_seg",
         )
 
 

@@ -1,6 +1,7 @@
-"""COCO-Stuff10k and ADE20K-Full on small files of their official layouts."""
+"""COCO-Stuff10k and ADE20K-Full on small files of their layouts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from densedet.data import (
     register_all,
     register_coco_stuff10k,
 )
+from densedet.data.prepare import prepare_dataset
 from densedet.errors import DatasetError, VocabularyError
 from densedet.evaluation import OpenVocabularySemanticEvaluator
 from densedet.vocabulary import Vocabulary
@@ -39,10 +41,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _write(folder: Path, part: str, labels: np.ndarray, suffix: str) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
-    for name, array, ending in (("images", pixels, ".jpg"), ("annotations", labels, suffix)):
-        path = folder / f"{name}_detectron2" / part / f"a{ending}"
+    official = folder.name == Path(STUFF).name  # its images stay where the archive has them
+    images = folder / "images" if official else folder / "images_detectron2" / part
+    labels_folder = folder / "annotations_detectron2" / part
+    for path, array in ((images / "a.jpg", pixels), (labels_folder / f"a{suffix}", labels)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
+    if official:
+        (folder / "imageLists").mkdir(exist_ok=True)
+        (folder / f"imageLists/{part}.txt").write_text("a\n")
 
 
 def _write_categories(root: Path, records: Any) -> None:
@@ -131,7 +138,7 @@ def test_names_and_metadata(root: Path) -> None:
 
 def test_missing_folders_say_what_is_to_do(root: Path) -> None:
     register_coco_stuff10k()
-    with pytest.raises(DatasetError, match=r"images_detectron2/train does.*cocostuff-10k-v1\.0"):
+    with pytest.raises(DatasetError, match=r"images does not .*cocostuff-10k-v1\.0"):
         DatasetCatalog.get("coco_2017_train_stuff_10k_sem_seg")
     with pytest.raises(DatasetError, match=r"categories\.json does not exist; densedet does"):
         register_ade20k_full()
@@ -185,3 +192,42 @@ def test_labels_of_version_1_1_are_refused(root: Path) -> None:
     )
     with pytest.raises(DatasetError, match="label 180, which is none of the 171 classes"):
         reader(record["sem_seg_file_name"])
+
+
+@pytest.fixture
+def stuff(root: Path, save: Callable[..., Path]) -> Path:
+    """COCO-Stuff10k as its archive has it: three images, two of them for training."""
+    scipy_io = pytest.importorskip("scipy.io")
+    (root / STUFF / "annotations").mkdir(parents=True)
+    (root / STUFF / "imageLists").mkdir()
+    for name in ("a", "b", "c"):
+        save(f"{STUFF}/images/{name}.jpg")
+        labels = np.array([[1, 2, 172], [172, 3, 1], [1, 1, 1], [4, 4, 4]], dtype=np.uint16)
+        content = {"names": np.array([["unlabeled"], ["person"]], dtype=object), "S": labels}
+        scipy_io.savemat(root / STUFF / f"annotations/{name}.mat", content, do_compression=True)
+    (root / STUFF / "imageLists/train.txt").write_text("a\nb\n")
+    (root / STUFF / "imageLists/test.txt").write_text("c\n")
+    return root
+
+
+def test_coco_stuff10k_from_its_archive(stuff: Path) -> None:
+    contents = prepare_dataset("coco_stuff_10k", stuff, any_count=True)
+    names = ["coco_2017_train_stuff_10k_sem_seg", "coco_2017_test_stuff_10k_sem_seg"]
+    assert {name: c.images for name, c in contents.items()} == {names[0]: 2, names[1]: 1}
+    (record,) = DatasetCatalog.get(names[1])
+    assert record["file_name"] == str(stuff / STUFF / "images/c.jpg")
+    labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+    expected = [[255, 0, 170], [170, 1, 255], [255, 255, 255], [2, 2, 2]]
+    assert (labels.dtype, labels.tolist()) == (np.uint8, expected)
+
+
+def test_coco_stuff10k_of_another_version(stuff: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    labels = np.full((4, 3), 182, dtype=np.uint8)
+    scipy_io.savemat(stuff / STUFF / "annotations/b.mat", {"S": labels})
+    with pytest.raises(DatasetError, match=r"b\.mat has the label 182, which none of the 171"):
+        prepare_dataset("coco_stuff_10k", stuff, any_count=True)
+    (stuff / STUFF / "annotations/c.mat").unlink()
+    with pytest.raises(DatasetError, match=r"c\.mat does not exist \(1 of 1 are missing\); COCO"):
+        prepare_dataset("coco_stuff_10k", stuff, any_count=True)
+    assert not list((stuff / STUFF).glob("annotations_detectron2/*"))

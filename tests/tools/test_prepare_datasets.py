@@ -38,10 +38,12 @@ def tool() -> ModuleType:
 def test_summary_of_each_split(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder, shape in (("images_detectron2", (2, 2, 3)), ("annotations_detectron2", (2, 2))):
-        for part in ("train", "test"):
-            path = tmp_path / STUFF / folder / part / "a.png"
-            path.parent.mkdir(parents=True)
+    (tmp_path / STUFF / "imageLists").mkdir(parents=True)
+    for part in ("train", "test"):
+        (tmp_path / STUFF / f"imageLists/{part}.txt").write_text("a\n")
+        for folder, shape in (("images", (2, 2, 3)), (f"annotations_detectron2/{part}", (2, 2))):
+            path = tmp_path / STUFF / folder / "a.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(path)
     arguments = ["coco_stuff_10k", "--root", str(tmp_path)]
     assert exit_code(lambda: tool.main([*arguments, "--any-count"])) == 0

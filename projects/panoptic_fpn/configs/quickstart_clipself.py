@@ -16,4 +16,4 @@ pyramid.bottom_up.update(out_features=["block0", "block1", "block2"], dense=True
 pyramid.bottom_up.visual.pretrained = "output/quickstart/distil/clipself.safetensors"
 # 27: the factor that this CLIP learned for its cosines
 model.mask_ensemble = L(MaskEnsemble)(seen=0.0, unseen=0.65, temperature=27.0)
-train.output_dir = "output/panoptic_fpn/quickstart_clipself"
+train.output_dir = "output/quickstart/panoptic"
