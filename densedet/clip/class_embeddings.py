@@ -120,6 +120,16 @@ class VocabularyEmbedder:
     def _weights(self) -> str | None:
         return weights_identity(self.model, self.pretrained)
 
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """What embeds a vocabulary; "weights", digest or tag, is None if they are random."""
+        return {
+            "model": self.model,
+            "weights": self._weights,
+            "templates": self.templates,
+            "background": self.background,
+        }
+
     def _content(self, vocabulary: Vocabulary) -> dict[str, str]:
         return {
             "weights": self._weights or "",

@@ -4,13 +4,13 @@ import json
 import logging
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from densedet.engine.testing import RESULTS_FILE
 from densedet.errors import ConfigError
-from densedet.evaluation.results import PROVENANCE
+from densedet.evaluation.results import PROVENANCE, leaves
 from densedet.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -106,15 +106,6 @@ def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     tables = [dict(leaves(result)) for result in results]
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: _statistics([table.get(name) for table in tables]) for name in names}
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    """The numbers and nulls of nested mappings, each with its keys joined by "/"."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}/")
-        elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            yield f"{prefix}{key}", value
 
 
 def _statistics(values: list[float | None]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 ``dataloader.test`` and ``dataloader.evaluator`` are evaluated first. ``dataloader.evaluators`` maps
 names to further data sets, each with the same two, with ``register`` if it needs it, and with the
-``vocabulary`` that the model has meanwhile, in which it counts as seen what the model's own has as
-seen; without one the model keeps its own. So an entry can be the whole ``dataloader`` of another
-config, of which ``train`` is not used::
+``vocabulary`` that the model has meanwhile; without one the model keeps its own. What the model
+trained on counts as seen there, for its scores and for the figures. So an entry can be the whole
+``dataloader`` of another config, of which ``train`` is not used::
 
     from ....configs.common.data.ade20k import dataloader as ade20k
 
@@ -28,10 +28,12 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from densedet.clip import VocabularyEmbedder
 from densedet.engine.config import build
 from densedet.engine.hooks import evaluation_weights
 from densedet.engine.vocabulary_check import check_loader, check_vocabulary
 from densedet.errors import ConfigError
+from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
 from densedet.evaluation.results import PROVENANCE, write_results
 from densedet.vocabulary import Vocabulary
 
@@ -140,7 +142,7 @@ def check_test_vocabularies(cfg: DictConfig, model: nn.Module) -> None:
 def do_test(
     cfg: DictConfig, model: nn.Module, own_hooks: Sequence[HookBase] = ()
 ) -> dict[str, Any]:
-    """Evaluate on all data sets of the config and write ``results.json``.
+    """Evaluate on all data sets of the config and write ``results.json``, after each of them.
 
     The file has what the evaluator of ``dataloader.test`` says, what the others say under the names
     of their data sets, and where it all comes from
@@ -165,24 +167,41 @@ def do_test(
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     # all are built first: what does not fit shows before the first long evaluation
     own = getattr(bare, "vocabulary", None)
-    built = [(d, d.part("test"), d.part("evaluator"), d.vocabulary_after(own)) for d in todo]
+    trains = any(parameter.requires_grad for parameter in bare.parameters())
+    built = [_build(data_set, own if trains else None) for data_set in todo]
     results: dict[str, Any] = {}
     with evaluation_weights(own_hooks, bare):
-        for data_set, loader, evaluator, vocabulary in built:
+        for number, (loader, evaluator, vocabulary) in enumerate(built, start=1):
             with _asked_for(bare, vocabulary):
                 found = inference_on_dataset(bare, loader, evaluator)
             if comm.is_main_process():
-                _add(results, data_set, found)
-        if comm.is_main_process():
-            write_results(
-                Path(cfg.train.output_dir) / RESULTS_FILE,
-                results,
-                vocabulary=own if isinstance(own, Vocabulary) else None,
-                weights=bare.state_dict(),
-                seed=cfg.train.seed,
-                data_sets={d.name: words for d, _, _, words in built if words is not None},
-            )
+                _add(results, todo[number - 1], found)
+                _check_names(results, todo[number:])
+                write_results(
+                    Path(cfg.train.output_dir) / RESULTS_FILE,
+                    results,
+                    vocabulary=own if isinstance(own, Vocabulary) else None,
+                    weights=bare.state_dict(),
+                    text=text_origin(bare),
+                    seed=cfg.train.seed,
+                    data_sets={d.name: b[2] for d, b in zip(todo, built, strict=True) if b[2]},
+                    unfinished=[data_set.name for data_set in todo[number:]],
+                )
     return results
+
+
+def text_origin(model: nn.Module) -> dict[str, str | None] | None:
+    """What embeds the words of a model; None where it has a text tower among its weights."""
+    embedder = getattr(model, "embedder", None)
+    return embedder.origin if isinstance(embedder, VocabularyEmbedder) else None
+
+
+def _build(data_set: DataSet, trained: Vocabulary | None) -> tuple[Any, Any, Vocabulary | None]:
+    """The loader, the evaluator, and the vocabulary that the model is to be asked for."""
+    evaluator, vocabulary = data_set.part("evaluator"), data_set.vocabulary_after(trained)
+    if vocabulary is not None and isinstance(evaluator, OpenVocabularyEvaluator):
+        evaluator.set_seen(vocabulary.seen)
+    return data_set.part("test"), evaluator, vocabulary
 
 
 @contextmanager
@@ -201,11 +220,15 @@ def _asked_for(model: nn.Module, vocabulary: Vocabulary | None) -> Iterator[None
 
 
 def _add(results: dict[str, Any], data_set: DataSet, found: dict[str, Any]) -> None:
-    if data_set.name in results:
-        raise ConfigError(
-            f"{data_set.key} has the name of what dataloader.evaluator reports; rename it"
-        )
     if data_set.name:
         logger.info("Results on %s:", data_set.name)
     print_csv_format(found)
     results.update({data_set.name: dict(found)} if data_set.name else found)
+
+
+def _check_names(results: dict[str, Any], todo: Sequence[DataSet]) -> None:
+    for data_set in todo:
+        if data_set.name in results:
+            raise ConfigError(
+                f"{data_set.key} has the name of what dataloader.evaluator reports; rename it"
+            )

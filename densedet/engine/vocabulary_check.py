@@ -49,7 +49,8 @@ def check_loader(own: Vocabulary, loader: Any, where: str, seen: bool = False) -
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog else Metadata()
         theirs = metadata.get("vocabulary")
         if theirs is not None:
-            difference = _difference(own, theirs, seen)
+            panoptic = "panoptic" in metadata.get("evaluator_type", "")
+            difference = _difference(own, theirs, seen, kinds=panoptic)
         else:
             theirs = _class_names(metadata)
             difference = _misplaced(own, theirs)
@@ -61,7 +62,7 @@ def check_loader(own: Vocabulary, loader: Any, where: str, seen: bool = False) -
             )
 
 
-def _difference(model: Vocabulary, data: Vocabulary, seen: bool) -> str:
+def _difference(model: Vocabulary, data: Vocabulary, seen: bool, kinds: bool) -> str:
     """Describe the first class that differs; "" if none does."""
     different = model.first_difference(data)
     if different is not None:
@@ -70,6 +71,10 @@ def _difference(model: Vocabulary, data: Vocabulary, seen: bool) -> str:
         if seen and ours.seen != theirs.seen:
             words = ["seen" if c.seen else "unseen" for c in (ours, theirs)]
             return f"class {i} ({ours.label!r}) is {words[0]} in the model, {words[1]} in the data"
+        if kinds and ours.kind != theirs.kind:
+            return (
+                f"class {i} ({ours.label!r}) is {ours.kind} in the model, {theirs.kind} in the data"
+            )
     return ""
 
 

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from densedet.engine.seeds import leaves
 from densedet.errors import ConfigError
-from densedet.evaluation.results import plain
+from densedet.evaluation.results import leaves, plain
 from densedet.files import atomic_path
 
 Row = Mapping[str, Any]
@@ -70,9 +69,9 @@ def choose_metrics(figures: Mapping[str, float | None], wanted: Sequence[str]) -
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows with the same keys as CSV; None is an empty cell."""
+    """Write rows as CSV; a cell is empty for None and for what a row does not have."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -82,14 +81,14 @@ def write_curves(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> Non
 
     Args:
         path: of the picture; its stem is the study.
-        rows: as in its table.
+        rows: as in its table; what one does not have is not drawn, as where nothing was found.
         metrics: the columns that are drawn, in percent.
     """
     draw = {"synonyms": _synonyms, "distractors": _distractors, "exponents": _exponents}[path.stem]
     wide = path.stem == "exponents"
     figure = Figure(figsize=(11 if wide else 6.5, 4.2), dpi=110, layout="constrained")
     draw(figure, rows, metrics)
-    highest = max(row[name] or 0.0 for row in rows for name in metrics)
+    highest = max(row.get(name) or 0.0 for row in rows for name in metrics)
     for axes in figure.axes:
         axes.set_ylim(0, 1.1 * highest or 1.0)
     with atomic_path(path) as temporary:
@@ -122,7 +121,8 @@ def _exponents(figure: Figure, rows: Sequence[Row], metrics: Sequence[str]) -> N
 
 def _lines(axes: Axes, rows: Sequence[Row], x: str, metrics: Sequence[str]) -> None:
     for name in metrics:
-        values = [float("nan") if row[name] is None else row[name] for row in rows]
+        found = [row.get(name) for row in rows]
+        values = [float("nan") if value is None else value for value in found]
         axes.plot([row[x] for row in rows], values, marker="o", linewidth=1.8, label=name)
     axes.set_ylabel("percent")
     axes.grid(alpha=0.3)

@@ -29,6 +29,7 @@ from densedet.engine.testing import (
     check_test_vocabularies,
     data_sets,
     register_data_sets,
+    text_origin,
 )
 from densedet.engine.vocabulary_curves import (
     choose_metrics,
@@ -262,6 +263,7 @@ def write_studies(folder: Path, outcome: Outcome) -> None:
         content,
         vocabulary=outcome.model.vocabulary,  # type: ignore[arg-type]
         weights=outcome.model.state_dict(),
+        text=text_origin(outcome.model),
         seed=outcome.seed,
     )
 

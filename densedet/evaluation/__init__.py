@@ -1,4 +1,4 @@
-"""Metrics: open-vocabulary AP on COCO- and LVIS-format data, zero-shot and region classification.
+"""Metrics of open vocabularies: AP, panoptic quality, IoU, zero-shot and region classification.
 
 The names below are looked up when they are first used: zero-shot classification needs no
 Detectron2.

@@ -20,6 +20,7 @@ from densedet.evaluation.ground_truth import (
     restrict_ground_truth,
 )
 from densedet.evaluation.open_vocabulary import (
+    OpenVocabularyEvaluator,
     at_iou,
     class_ap,
     mean_of_valid,
@@ -87,7 +88,7 @@ def evaluate_coco_detections(
     }
 
 
-class OpenVocabularyCOCOEvaluator(COCOEvaluator):
+class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
     """Detectron2's ``COCOEvaluator`` with AP over seen, unseen and all classes of the vocabulary.
 
     Beside Detectron2's own figures each task has the six of :func:`open_vocabulary_ap` and "AP50-X"
@@ -113,9 +114,9 @@ class OpenVocabularyCOCOEvaluator(COCOEvaluator):
         metadata = registered_metadata(dataset_name)
         data = read_annotation_file(metadata.json_file, metadata.get("hint", ""))
         super().__init__(dataset_name, tuple(tasks) if tasks else None, **kwargs)
-        self._vocabulary = metadata.vocabulary
+        self.vocabulary = metadata.vocabulary
         restricted, self._category_ids = restrict_ground_truth(
-            data, self._vocabulary.labels, annotated_only=metadata.get("annotated_only", False)
+            data, self.vocabulary.labels, annotated_only=metadata.get("annotated_only", False)
         )
         self._known_images = {image["id"] for image in data["images"]}
         self._coco_api = coco_api(restricted)
@@ -150,9 +151,9 @@ class OpenVocabularyCOCOEvaluator(COCOEvaluator):
         thresholds = coco_eval.params.iouThrs
         ap50 = class_ap(at_iou(precision, thresholds, 0.5)).tolist()
         results.update(
-            {f"AP50-{x}": ap for x, ap in zip(self._vocabulary.labels, ap50, strict=True)}
+            {f"AP50-{x}": ap for x, ap in zip(self.vocabulary.labels, ap50, strict=True)}
         )
-        means = open_vocabulary_ap(precision, thresholds, self._vocabulary.seen)
+        means = open_vocabulary_ap(precision, thresholds, self.vocabulary.seen)
         logger.info("%s: %s", iou_type, ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
         results.update(means)
         return results

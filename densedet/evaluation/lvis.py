@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
@@ -21,6 +20,7 @@ from densedet.evaluation.ground_truth import (
 )
 from densedet.evaluation.lvis_precision import AREAS, IOU_THRESHOLDS, federated_precision
 from densedet.evaluation.open_vocabulary import (
+    OpenVocabularyEvaluator,
     at_iou,
     class_ap,
     mean_of_valid,
@@ -84,7 +84,7 @@ def evaluate_lvis_detections(
     }
 
 
-class OpenVocabularyLVISEvaluator(DatasetEvaluator):
+class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
     """AP of instance detection and segmentation on a LVIS-format data set.
 
     The data set must be registered by :func:`densedet.data.register_coco_format`; the ground truth
@@ -123,8 +123,8 @@ class OpenVocabularyLVISEvaluator(DatasetEvaluator):
         metadata = registered_metadata(dataset_name)
         data = read_annotation_file(metadata.json_file, metadata.get("hint", ""))
         self._source = f"data set {dataset_name!r} ({metadata.json_file})"
-        self._vocabulary = metadata.vocabulary
-        restricted, self._category_ids = restrict_ground_truth(data, self._vocabulary.labels)
+        self.vocabulary = metadata.vocabulary
+        restricted, self._category_ids = restrict_ground_truth(data, self.vocabulary.labels)
         frequencies = _frequencies(data)
         for entry in restricted["categories"]:
             entry["frequency"] = frequencies.get(entry["name"])
@@ -137,30 +137,31 @@ class OpenVocabularyLVISEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget the images so far."""
-        self._images: list[tuple[bool, list[dict[str, Any]]]] = []
+        self._images: dict[Any, tuple[bool, list[dict[str, Any]]]] = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Keep the "instances" of a batch of images; masks as run lengths."""
+        """Keep the "instances" of a batch of images; masks as run lengths. Each counts once."""
         for sample, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             results = instances_to_coco_json(instances, sample["image_id"])
-            self._images.append((instances.has("pred_masks"), results))
+            self._images[sample["image_id"]] = (instances.has("pred_masks"), results)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """The figures, on the main process; an empty dict on the others."""
         images = self._images
         if self._distributed:
-            images = list(itertools.chain(*comm.gather(images)))
+            images = dict(itertools.chain(*(part.items() for part in comm.gather(images))))
             if not comm.is_main_process():
                 return {}
-        detections = [self._with_category_id(d) for _, results in images for d in results]
+        found = images.values()
+        detections = [self._with_category_id(d) for _, results in found for d in results]
         check_images(detections, {image["id"] for image in self._gt["images"]}, self._source)
         if self._output_dir is not None:
             with atomic_path(Path(self._output_dir) / RESULTS_FILE) as file:
                 file.write_text(json.dumps(detections), encoding="utf-8")
         if not detections:
             logger.warning("no detections at all: AP is 0 for every class with ground truth")
-        tasks = self._tasks or (TASKS if any(masks for masks, _ in images) else TASKS[:1])
+        tasks = self._tasks or (TASKS if any(masks for masks, _ in found) else TASKS[:1])
         if "segm" in tasks and not all("segmentation" in d for d in detections):
             raise ConfigError("the model gives no masks; leave 'segm' out of the evaluator's tasks")
         return {task: self._figures(detections, task) for task in tasks}
@@ -169,13 +170,13 @@ class OpenVocabularyLVISEvaluator(DatasetEvaluator):
         return {**detection, "category_id": self._category_ids[detection["category_id"]]}
 
     def _figures(self, detections: list[dict[str, Any]], task: str) -> dict[str, float]:
-        seen = [c.label for c in self._vocabulary if c.seen]
+        seen = [c.label for c in self.vocabulary if c.seen]
         found = evaluate_lvis_detections(self._gt, detections, task, seen, max_dets=self._max_dets)
         results = {k: v for k, v in found.items() if not k.endswith("_per_class")}
         logger.info("%s: %s", task, ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
         for key in ("AP", "AP50"):
             per_class = found[f"{key}_per_class"]
-            results.update({f"{key}-{x}": per_class[x] for x in self._vocabulary.labels})
+            results.update({f"{key}-{x}": per_class[x] for x in self.vocabulary.labels})
         return results
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
 from densedet.data.segment_map import read_segment_map, write_segment_map
 from densedet.errors import DatasetError
-from densedet.evaluation.open_vocabulary import mean_of_valid
+from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator, mean_of_valid
 from densedet.evaluation.panoptic_quality import (
     ImageMatches,
     PanopticCounts,
@@ -26,7 +25,6 @@ from densedet.evaluation.panoptic_quality import (
 )
 from densedet.evaluation.parallel import TaskPool
 from densedet.files import atomic_path
-from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class TrueImage(NamedTuple):
     segments: Segments
 
 
-class OpenVocabularyPanopticEvaluator(DatasetEvaluator):
+class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
     """Panoptic quality of predictions in memory, over groups of the vocabulary's categories.
 
     It stands in for Detectron2's ``COCOPanopticEvaluator``, with the same figures. Inputs need
@@ -87,7 +85,7 @@ class OpenVocabularyPanopticEvaluator(DatasetEvaluator):
                 "truth; register it with densedet.data.register_panoptic_format"
             )
         self.dataset_name = dataset_name
-        self.vocabulary: Vocabulary = metadata.vocabulary
+        self.vocabulary = metadata.vocabulary
         self._is_thing = np.array([kind == "thing" for kind in self.vocabulary.kinds])
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._json_file: str = metadata.panoptic_json
@@ -175,7 +173,7 @@ class OpenVocabularyPanopticEvaluator(DatasetEvaluator):
 
     def _figures(self, counts: PanopticCounts) -> dict[str, float]:
         seen = np.array(self.vocabulary.seen)
-        groups = {"": seen | True, "_th": self._is_thing, "_st": ~self._is_thing}
+        groups = {"": np.ones_like(seen), "_th": self._is_thing, "_st": ~self._is_thing}
         groups |= {"_seen": seen, "_unseen": ~seen}
         quality = counts.quality()
         results = {}

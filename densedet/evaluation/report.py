@@ -57,6 +57,13 @@ def panoptic_figures(results: Mapping[str, Mapping[str, float | None]]) -> dict[
     return _rounded({name: results["panoptic_seg"].get(name) for name in PANOPTIC})
 
 
+def segmentation_figures(
+    results: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, float | None]:
+    """The mean IoU, in percent, from the results of the semantic evaluator."""
+    return _rounded({"mIoU": results["sem_seg"].get("mIoU")})
+
+
 def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     return {k: None if v is None or math.isnan(v) else round(v, 2) for k, v in figures.items()}
 
@@ -135,7 +142,7 @@ def _baselines(rows: Mapping[str, Row]) -> str:
 def build_report(
     rows: Mapping[str, Row],
     regions: Mapping[str, Row],
-    segmentation: Mapping[str, float | None],
+    segmentation: Mapping[str, Row],
     panoptic: Mapping[str, Row],
     curves: Mapping[str, Sequence[tuple[int, float]]],
     pictures: Sequence[tuple[Path, str]],
@@ -147,7 +154,7 @@ def build_report(
     Args:
         rows: the four figures of each detector, by its name.
         regions: the figures of region classification of each CLIP, by its name.
-        segmentation: mIoU of each CLIP without training for it, in percent.
+        segmentation: the mean IoU of each CLIP without training for it.
         panoptic: the panoptic qualities of each panoptic model, by its name.
         curves: the loss of each model that was trained.
         pictures: PNG files with captions, of the detections.
@@ -158,7 +165,7 @@ def build_report(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>"
         for key, value in facts.items()
     )
-    untrained = _table(("dense map", "mIoU"), {k: [v] for k, v in segmentation.items()})
+    untrained = {name: [row["mIoU"]] for name, row in segmentation.items()}
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>densedet quickstart</title>
 <style>{_STYLE}</style></head><body>
@@ -171,7 +178,7 @@ after:</p>
 <p>Other ways to name a box with the same two models:</p>
 {_baselines(regions)}
 <p>Every pixel named by the dense map alone, without any training for it (MaskCLIP):</p>
-{untrained}
+{_table(("dense map", "mIoU"), untrained)}
 <p>Then three Mask R-CNNs on frozen CLIPs, trained with the boxes of the 48 seen things of Shapes
 World. 16 things, every “ball” and every “kite”, were in the training pictures without a label. AP
 at IoU 0.5, in percent, on the validation scenes. The closed-set head has no text: it cannot name a
@@ -179,7 +186,8 @@ class without labels. “clip” has the CLIP from before, “clipself” the on
 dense map takes part in the scores.</p>
 {_detectors(rows)}
 <p>And a Panoptic FPN on the CLIP from after, trained with the same 48 things and six kinds of
-stuff. Panoptic, segmentation and recognition quality in percent; stuff counts as seen:</p>
+stuff. Panoptic quality in percent, over what was labelled in training (48 things and the stuff),
+the 16 other things and the stuff alone; segmentation and recognition quality over all:</p>
 {_panoptic(panoptic)}
 <p>Shapes World is synthetic. The tiny CLIP saw all 64 names in image captions, as a web CLIP does,
 but never a box, a mask or one of these scenes.</p>

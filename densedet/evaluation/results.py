@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,14 +39,17 @@ def write_results(
     *,
     vocabulary: Vocabulary | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    text: Mapping[str, Any] | None = None,
     seed: int | None = None,
     data_sets: Mapping[str, Vocabulary] | None = None,
+    unfinished: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``metrics`` and where they come from; a reader never sees half of the file.
 
     Beside the metrics, under "provenance", the file has "versions" (Python and the packages that
     are installed), "weights" (:func:`densedet.weights.weights_digest`), "vocabulary"
-    (``Vocabulary.digest``), "seed" and, if given, "data_sets". What is unknown is null.
+    (``Vocabulary.digest``), "text", "seed" and, if given, "data_sets" and "unfinished". What is
+    unknown is null.
 
     Args:
         path: the JSON file.
@@ -54,8 +57,10 @@ def write_results(
             written as null.
         vocabulary: of the model.
         weights: those that were evaluated, a state dict.
+        text: what embeds the words (`VocabularyEmbedder.origin`), whose weights the model has not.
         seed: of the run.
         data_sets: data set -> the vocabulary that it was evaluated with, where it is another one.
+        unfinished: the data sets whose figures are still to come.
 
     Returns:
         What was written.
@@ -70,14 +75,17 @@ def write_results(
         "versions": installed_versions(),
         "weights": None if weights is None else weights_digest(weights),
         "vocabulary": None if vocabulary is None else vocabulary.digest(),
+        "text": None if text is None else dict(text),
         "seed": seed,
     }
     if data_sets:
         origin["data_sets"] = {n: {"vocabulary": v.digest()} for n, v in data_sets.items()}
+    if unfinished:
+        origin["unfinished"] = list(unfinished)
     content: dict[str, Any] = {**plain(metrics), PROVENANCE: origin}
     with atomic_path(path) as temporary:
-        text = json.dumps(content, indent=2, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        document = json.dumps(content, indent=2, allow_nan=False)
+        temporary.write_text(document + "\n", encoding="utf-8")
     return content
 
 
@@ -102,3 +110,12 @@ def plain(value: Any) -> Any:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """The numbers and nulls of nested mappings, each with its keys joined by "/"."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}/")
+        elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            yield f"{prefix}{key}", value

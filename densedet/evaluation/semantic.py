@@ -9,11 +9,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from densedet.data.semantic_mapper import LabelReader
 from densedet.errors import ConfigError, DatasetError
+from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
 from densedet.evaluation.semantic_iou import MeanOver, count_confusion, semantic_figures
 from densedet.files import atomic_path
 from densedet.vocabulary import Vocabulary
@@ -21,7 +21,7 @@ from densedet.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 
-class OpenVocabularySemanticEvaluator(DatasetEvaluator):
+class OpenVocabularySemanticEvaluator(OpenVocabularyEvaluator):
     """IoU of semantic segmentation over seen, unseen and all classes of the data set's vocabulary.
 
     An output has "sem_seg": scores [K, H, W], of which the highest counts (a pixel with a NaN has
@@ -30,10 +30,10 @@ class OpenVocabularySemanticEvaluator(DatasetEvaluator):
     process gets twice counts once.
 
     :meth:`evaluate` returns ``{"sem_seg": ...}`` with the figures of
-    :func:`densedet.evaluation.semantic_iou.semantic_figures`, in percent, and "mean_over_either":
-    0 or 1. The confusion matrix is stored in ``{output_dir}/confusion_{dataset_name}.npz``:
-    "confusion" [K, K + 1] int64 (true class by predicted class, the last column for pixels without
-    one; ignored pixels are left out), "labels" and "seen" [K].
+    :func:`densedet.evaluation.semantic_iou.semantic_figures`, in percent. The confusion matrix is
+    stored in ``{output_dir}/confusion_{dataset_name}.npz``: "confusion" [K, K + 1] int64 (true
+    class by predicted class, the last column for pixels without one; ignored pixels are left out),
+    "labels" and "seen" [K].
 
     Args:
         dataset_name: name in the catalogs.
@@ -142,34 +142,35 @@ class OpenVocabularySemanticEvaluator(DatasetEvaluator):
         """The figures, on the main process; an empty dict on the others.
 
         Raises:
+            DatasetError: an image has no prediction, or came from several processes.
             OutputError: the confusion matrix cannot be written.
         """
         gathered = comm.gather((self._confusion, self._images))
         if not comm.is_main_process():
             return {}
         confusion = np.sum([part for part, _ in gathered], axis=0)
-        self._warn_of_images([images for _, images in gathered])
+        self._check_images([images for _, images in gathered])
         if self.output_dir is not None:
             self._store(confusion, Path(self.output_dir) / f"confusion_{self.dataset_name}.npz")
         figures = semantic_figures(
             confusion, self.vocabulary.labels, self.vocabulary.seen, self.mean_over
         )
         self._log(figures)
-        return {"sem_seg": {**figures, "mean_over_either": float(self.mean_over == "either")}}
+        return {"sem_seg": figures}
 
-    def _warn_of_images(self, parts: Sequence[set[str]]) -> None:
+    def _check_images(self, parts: Sequence[set[str]]) -> None:
         images = set().union(*parts)
         repeated = sum(map(len, parts)) - len(images)
         if repeated:
-            logger.warning(
-                "%d images came from several processes and count more than once", repeated
+            raise DatasetError(
+                f"{repeated} images of {self.dataset_name!r} came from several processes and would "
+                "count more than once; give each process its own, as build_test_loader does"
             )
-        if len(images) < len(self._label_maps):
-            logger.warning(
-                "%d of the %d images of %s were evaluated",
-                len(images),
-                len(self._label_maps),
-                self.dataset_name,
+        missing = [image for image in self._label_maps if image not in images]
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of {len(self._label_maps)} images of {self.dataset_name!r} have "
+                f"no prediction, the first is {missing[0]}; run the model on all of them"
             )
 
     def _store(self, confusion: np.ndarray, path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from densedet.engine.testing import data_sets
 from densedet.engine.train import evaluate, train
 from densedet.errors import ConfigError, DatasetError
+from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
 from densedet.vocabulary import Vocabulary
 from densedet.weights import weights_digest
 
@@ -183,6 +184,48 @@ def test_what_cannot_be_built_shows_before_anything_is_evaluated(cfg, monkeypatc
     cfg.dataloader.evaluators.shapes.evaluator = L(_refuse)()
     with pytest.raises(DatasetError, match="no such data"):
         evaluate(cfg)
+
+
+def test_what_was_evaluated_is_kept_when_a_later_data_set_fails(cfg, tmp_path):
+    cfg.dataloader.evaluators.shapes.evaluator = L(Failing)()
+    with pytest.raises(DatasetError, match="no such picture"):
+        evaluate(cfg)
+    content = _results(tmp_path)
+    assert content["classes"]["images"] == 12
+    assert content["provenance"]["unfinished"] == ["shapes"]
+
+
+class Failing(Collector):
+    """Cannot read the first picture."""
+
+    def process(self, inputs, outputs):
+        raise DatasetError("no such picture")
+
+
+def test_a_name_that_is_taken_is_refused_before_the_next_evaluation(cfg):
+    cfg.dataloader.evaluator.task = "shapes"
+    cfg.dataloader.evaluators.shapes.evaluator = L(Failing)()
+    with pytest.raises(ConfigError, match="evaluators.shapes has the name of what"):
+        evaluate(cfg)
+
+
+class Grouped(Collector, OpenVocabularyEvaluator):
+    """Says how many classes count as seen."""
+
+    vocabulary = Vocabulary.parse(SHAPES)
+
+    def evaluate(self):
+        return {self.task: {"seen": sum(self.vocabulary.seen)}}
+
+
+@pytest.mark.parametrize(("trains", "seen"), [(True, 1), (False, 3)])
+def test_seen_is_what_the_model_trained_on(cfg, monkeypatch, trains, seen):
+    cfg.dataloader.evaluators.shapes.evaluator = L(Grouped)()
+    original = Namer.__init__
+    monkeypatch.setattr(
+        Namer, "__init__", lambda self: original(self) or self.requires_grad_(trains) and None
+    )
+    assert evaluate(cfg)["shapes"]["classes"] == {"seen": seen}
 
 
 def _refuse():

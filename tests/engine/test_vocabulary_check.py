@@ -57,6 +57,19 @@ def test_seen_flags_do_not_matter_for_evaluation():
         check_vocabulary(cfg, Model(Vocabulary.parse("x")), "test")
 
 
+def test_kinds_matter_where_segments_are_panoptic():
+    metadata = MetadataCatalog.get("checked_panoptic")
+    metadata.vocabulary = Vocabulary.parse("cat").with_stuff(Vocabulary.parse("grass"))
+    things = Model(Vocabulary.parse("cat;grass"))
+    check_vocabulary(_cfg("checked_panoptic"), things, "train")
+    metadata.evaluator_type = "coco_panoptic_seg"
+    for part in ("train", "test"):
+        with pytest.raises(
+            ConfigError, match=r"'grass'\) is thing in the model, stuff in the data"
+        ):
+            check_vocabulary(_cfg("checked_panoptic", part), things, part)
+
+
 def test_what_has_no_vocabulary_is_not_checked():
     other = Model(Vocabulary.parse("x"))
     for names in ("checked_bare", "checked_nowhere", None, 3):

@@ -68,6 +68,15 @@ def test_table(tmp_path):
         ]
 
 
+def test_a_figure_that_a_setting_lacks_is_left_out(tmp_path):
+    rows = [{"count": 0, "x/AP": 1.0}, {"count": 5, "x/AP": 2.0, "y/AP": 3.0}]
+    write_table(tmp_path / "distractors.csv", rows)
+    with open(tmp_path / "distractors.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [["0", "1.0", ""], ["5", "2.0", "3.0"]]
+    write_curves(tmp_path / "distractors.png", rows, ["x/AP", "y/AP"])
+    assert (tmp_path / "distractors.png").stat().st_size > 1000
+
+
 ROWS = {
     "synonyms": [{"fraction": f, "x/PQ": 90 * f, "x/SQ": None} for f in (0.0, 0.5, 1.0)],
     "distractors": [{"count": n, "x/PQ": 60 - n, "x/SQ": 10.0} for n in (0, 10, 50)],

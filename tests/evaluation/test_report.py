@@ -59,7 +59,7 @@ def test_page_is_self_contained(tmp_path):
     page = build_report(
         {"clip": figures, "<b>": figures},
         {"before": regions},
-        {"before": 2.06},
+        {"before": {"mIoU": 2.06}},
         {"panoptic": dict.fromkeys(PANOPTIC, 61.26)},
         {"clip": [(0, 2.0), (1, 1.0)]},
         [(picture, "x & y")],

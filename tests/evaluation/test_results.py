@@ -39,7 +39,14 @@ def test_figures_and_origin(tmp_path):
     file = tmp_path / "out/results.json"
     other = Vocabulary.parse("Ölbild")
     written = write_results(
-        file, METRICS, vocabulary=words, weights=weights, seed=7, data_sets={"pictures": other}
+        file,
+        METRICS,
+        vocabulary=words,
+        weights=weights,
+        text={"templates": "single"},
+        seed=7,
+        data_sets={"pictures": other},
+        unfinished=["photographs"],
     )
     content = _read(file)
     assert content == written
@@ -49,7 +56,9 @@ def test_figures_and_origin(tmp_path):
     assert origin == {
         "weights": weights_digest(weights),
         "vocabulary": words.digest(),
+        "text": {"templates": "single"},
         "seed": 7,
+        "unfinished": ["photographs"],
         "data_sets": {"pictures": {"vocabulary": other.digest()}},
     }
     assert versions == installed_versions()
@@ -63,8 +72,8 @@ def test_what_is_unknown_is_null(tmp_path):
     file = tmp_path / "results.json"
     write_results(file, {"bbox": {"AP": 1.0}})
     origin = _read(file)["provenance"]
-    assert set(origin) == {"versions", "weights", "vocabulary", "seed"}
-    assert origin["weights"] is origin["vocabulary"] is origin["seed"] is None
+    assert set(origin) == {"versions", "weights", "vocabulary", "text", "seed"}
+    assert {origin[name] for name in set(origin) - {"versions"}} == {None}
 
 
 def test_nothing_is_half_written(tmp_path):

@@ -100,7 +100,6 @@ def test_figures_of_scores_and_of_maps(make_data, num_classes, ignore_label, mea
     labels = [f"c{i}" for i in range(num_classes)]
     seen = [label not in unseen for label in labels]
     expected = semantic_figures(np.sum(counts, axis=0), labels, seen, mean_over)
-    expected["mean_over_either"] = float(mean_over == "either")
     evaluator = OpenVocabularySemanticEvaluator("data", mean_over=mean_over)
     dtype = np.uint8 if num_classes < 256 else np.uint16
     for outputs in (scores, maps, [torch.from_numpy(one.astype(dtype)) for one in maps]):
@@ -158,23 +157,31 @@ def test_the_convention_is_logged(make_data, caplog, mean_over, words):
     assert "sem_seg on data: mIoU " in text and "images of data" not in text
 
 
-def test_an_image_counts_once_and_missing_ones_are_named(make_data, caplog):
+def test_an_image_counts_once_and_missing_ones_are_refused(make_data):
     records = make_data([np.array([[0, 0]]), np.array([[1, 1]])])
     evaluator = OpenVocabularySemanticEvaluator("data")
     right, wrong = np.array([[0, 0]]), np.array([[3, 3]])
-    with caplog.at_level(logging.WARNING):
-        found = evaluate(evaluator, [records[0], records[0]], [right, wrong])
-    assert found["pACC"] == 100
-    assert "1 of the 2 images of data were evaluated" in caplog.text
+    found = evaluate(evaluator, [records[0], records[0], records[1]], [right, wrong, right])
+    assert found["pACC"] == 50
+    with pytest.raises(DatasetError, match=r"1 of 2 images of 'data' have no .* is .*01\.png; run"):
+        evaluate(evaluator, records[:1], [right])
 
 
-def test_an_image_from_several_processes_is_named(make_data, caplog, monkeypatch):
+def test_an_image_from_several_processes_is_refused(make_data, monkeypatch):
     records = make_data([np.array([[0, 1]])])
     monkeypatch.setattr("detectron2.utils.comm.gather", lambda data: [data, data])
-    with caplog.at_level(logging.WARNING):
-        found = evaluate(OpenVocabularySemanticEvaluator("data"), records, [np.array([[0, 0]])])
-    assert found["mIoU"] == 25
-    assert "1 images came from several processes and count more than once" in caplog.text
+    with pytest.raises(DatasetError, match="1 images of 'data' came from several processes"):
+        evaluate(OpenVocabularySemanticEvaluator("data"), records, [np.array([[0, 0]])])
+
+
+def test_the_seen_of_another_training(make_data):
+    records = make_data([np.array([[0, 1]])])
+    evaluator = OpenVocabularySemanticEvaluator("data")
+    evaluator.set_seen([False, True, True, True])
+    found = evaluate(evaluator, records, [np.array([[0, 0]])])
+    assert (found["mIoU-seen"], found["mIoU-unseen"]) == (0, 50)
+    with pytest.raises(ValueError, match="shorter"):
+        evaluator.set_seen([True])
 
 
 def test_an_own_reader_is_used(make_data):

@@ -244,8 +244,12 @@ def test_cross_dataset_evaluation(root, tmp_path):
         figures = content[name] if name == "panoptic_seg" else content[name]["panoptic_seg"]
         assert len([key for key in figures if key.startswith("PQ-")]) == count
         assert 0 <= figures["PQ"] <= 100
+        # the categories that COCO has not are the unseen ones
+        assert (figures["PQ_unseen"] is None) == (name == "panoptic_seg")
     assert results["ade20k_panoptic"].keys() == {"panoptic_seg"}
     assert origin["weights"] == weights_digest(weights)
+    assert origin["text"]["templates"] == cfg.model.embedder.templates
+    assert "unfinished" not in origin
     coco = Vocabulary.named("coco_panoptic")
     assert origin["vocabulary"] == coco.digest()
     ade20k, cityscapes = (
