@@ -18,7 +18,7 @@ class MaskEnsemble(ScoreEnsemble):
     ``p^(1-a) q^a`` as in `ScoreEnsemble` (CLIPSelf, arXiv 2310.01403), with three differences: the
     dense map is averaged over the mask instead of the box, a cell with the share of it that is
     covered; q runs over the classes alone, since a segment is no background; and it comes after the
-    masks. For detectors give this or the `ScoreEnsemble` of the box predictor, not both.
+    masks, so it changes scores and not the class that the box head chose.
 
     Args:
         seen, unseen, temperature: as of `ScoreEnsemble`.

@@ -51,8 +51,17 @@ class OpenVocabularySegmentationHead(SegmentationHead):
         return self.classifier.temperature * cosines
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """As `SegmentationHead.losses`, over the seen classes and the pixels labelled as such."""
+        """As `SegmentationHead.losses`, over the seen classes and the pixels labelled as such.
+
+        Raises:
+            ConfigError: the ignored label is the index of a class.
+        """
         unseen = self.classifier.unseen
+        if 0 <= self.ignore_value < len(unseen):
+            raise ConfigError(
+                f"sem_seg_head.ignore_value={self.ignore_value} is the label of one of the "
+                f"{len(unseen)} categories; give one from {len(unseen)} on, as to the mapper"
+            )
         predictions = predictions.masked_fill(unseen[:, None, None], _NEVER)
         unlabelled = torch.isin(targets, unseen.nonzero()[:, 0])
         return super().losses(predictions, targets.masked_fill(unlabelled, self.ignore_value))

@@ -127,3 +127,11 @@ def test_a_learned_background_is_refused() -> None:
     classifier = CosineClassifier(EMBED, background="learned")
     with pytest.raises(ConfigError, match='no background class; set background="text"'):
         make_head(classifier=classifier)
+
+
+def test_a_class_numbered_as_the_ignored_label_is_refused_in_training() -> None:
+    head, labels = make_head().train(), torch.zeros(2, 32, 48, dtype=torch.int64)
+    head.set_classes(random_classes(list(range(256))), (True,) * 256)
+    with pytest.raises(ConfigError, match="ignore_value=255 is the label of one of the 256"):
+        head(levels(), labels)
+    assert head.eval()(levels())[0].shape == (2, 256, 32, 48)

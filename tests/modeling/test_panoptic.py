@@ -10,7 +10,7 @@ from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch import OpenVocabularyPanopticFPN, OpenVocabularyRCNN
 from densedet.modeling.open_vocabulary_sem_seg_head import OpenVocabularySegmentationHead
-from densedet.modeling.roi_heads import CosineClassifier
+from densedet.modeling.roi_heads import CosineClassifier, ScoreEnsemble
 from densedet.vocabulary import Category, Vocabulary
 
 EMBED, CHANNELS = 24, 32
@@ -32,7 +32,7 @@ WORLD = Vocabulary(
 
 @pytest.fixture
 def make_panoptic(make_rcnn):
-    """``make_panoptic(kind, vocabulary, ensemble, mask_norm, dense, **settings)``."""
+    """``make_panoptic(kind, vocabulary, ensemble, mask_norm, dense, ..., **settings)``."""
 
     def make(
         kind="b16",
@@ -41,11 +41,12 @@ def make_panoptic(make_rcnn):
         mask_norm="GN",
         dense=True,
         cache_size=0,
+        box_ensemble=None,
         **settings,
     ):
         backbone = {"dense": True, "cache_size": cache_size}
         rcnn = make_rcnn(kind, mask_norm, backbone=backbone, test_score_thresh=0.0)
-        rcnn.roi_heads.box_predictor.ensemble = None
+        rcnn.roi_heads.box_predictor.ensemble = box_ensemble
         shapes = rcnn.backbone.output_shape()
         levels = {n: ShapeSpec(channels=CHANNELS, stride=shapes[n].stride) for n in ("p2", "p3")}
         torch.manual_seed(5)
@@ -356,3 +357,6 @@ def test_parts_that_do_not_fit(make_panoptic):
         make_panoptic(mask_norm=None)
     with pytest.raises(ConfigError, match="mask_ensemble needs the dense map .*dense=True"):
         make_panoptic(ensemble=MaskEnsemble(0.2, 0.6, 50.0), dense=False)
+    ensemble = ScoreEnsemble(0.1, 0.8, 50.0)
+    with pytest.raises(ConfigError, match="would both mix the dense map .* one of them to null"):
+        make_panoptic(ensemble=MaskEnsemble(0.2, 0.6, 50.0), box_ensemble=ensemble)

@@ -36,7 +36,7 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
             ``sem_seg_head`` is an `OpenVocabularySegmentationHead`.
 
     Raises:
-        ConfigError: heads without masks, or an ensemble without a dense map.
+        ConfigError: heads without masks, an ensemble without a dense map, or two ensembles.
         VocabularyError: the vocabulary has no thing or no stuff.
     """
 
@@ -50,6 +50,11 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         if mask_ensemble is not None and DENSE_FEATURE not in self.backbone.output_shape():
             raise ConfigError(
                 "mask_ensemble needs the dense map of CLIP: set dense=True for the ClipBackbone"
+            )
+        if mask_ensemble is not None and self.roi_heads.box_predictor.ensemble is not None:
+            raise ConfigError(
+                "mask_ensemble and roi_heads.box_predictor.ensemble would both mix the dense map "
+                "into the scores: set one of them to null"
             )
         self.mask_ensemble = mask_ensemble
 

@@ -1,8 +1,8 @@
 """Open-vocabulary Panoptic FPN, EVA02-CLIP-B/16, COCO panoptic. CLIPSelf: clip.pretrained=FILE.
 
 Heads, optimizer and frozen tower are those of F-ViT with masks (arXiv 2310.01403); loss weights,
-combination, sizes and the 1x schedule those of Detectron2's Panoptic FPN. Our choice, no published
-recipe.
+combination, sizes and the 1x schedule those of Detectron2's Panoptic FPN; the ensemble has the
+exponents that F-ViT has for boxes. Our choice, no published recipe.
 """
 
 from ....configs.common.data.coco_panoptic import dataloader
