@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.data import transforms as T
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN
 from detectron2.structures import BoxMode, Instances
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -106,6 +107,11 @@ class Predictor:
         self.trained = self.model.vocabulary
         mapper = build(cfg.dataloader.test.mapper, "dataloader.test.mapper")
         self._augmentations = mapper.augmentations
+
+    @property
+    def gives_segments(self) -> bool:
+        """Whether predictions have segments, and not detections alone."""
+        return isinstance(self.model, PanopticFPN) or not isinstance(self.model, GeneralizedRCNN)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -15,7 +15,7 @@ SHORTENED = {
     "tools/prepare_shapes_world.py": ["--train", "16", "--val", "8"],
     "tools/pretrain_clip.py": ["--iterations", "2", "--batch-size", "8", "--scenes", "2"],
     "tools/lazyconfig_train_net.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
-    "tools/run_seeds.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
+    "tools/run_seeds.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1", "--seeds", "0", "1"],
 }
 READMES = [
     ROOT / "README.md",
@@ -41,12 +41,15 @@ def commands(readme: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with a small Shapes World, a distilled CLIP and a detector, two iterations each."""
+    """A folder with a small Shapes World and the models of `make demo`, two iterations each."""
     folder = tmp_path_factory.mktemp("readme")
     run(folder, ["python", "tools/prepare_shapes_world.py"])
-    for config in ("quickstart.py", "quickstart_detector.py"):
-        path = f"projects/clipself/configs/{config}"
-        run(folder, ["python", "tools/lazyconfig_train_net.py", "--config-file", path])
+    for config in (
+        "projects/clipself/configs/quickstart.py",
+        "projects/clipself/configs/quickstart_detector.py",
+        "projects/panoptic_fpn/configs/quickstart_clipself.py",
+    ):
+        run(folder, ["python", "tools/lazyconfig_train_net.py", "--config-file", config])
     return folder
 
 

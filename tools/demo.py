@@ -71,7 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocabulary", required=True, help='"cat,kitten;remote control", a file or a class list'
     )
     parser.add_argument(
-        "--stuff", help="words that follow the vocabulary as stuff, which has no instances"
+        "--stuff",
+        help="words for stuff, which has no instances; for panoptic and semantic models",
     )
     parser.add_argument(
         "--show", help="labels to draw and write, joined by ;  (the others still compete)"
@@ -134,6 +135,11 @@ def main(argv: list[str] | None = None) -> int:
     for path in paths:  # before anything is written
         read_image(path)
     predictor = Predictor(load_config(args.config_file, args.opts), args.weights, args.device)
+    if args.stuff is not None and not predictor.gives_segments:
+        raise ConfigError(
+            f"--stuff: {type(predictor.model).__name__} detects things alone; leave it out, or "
+            "take a panoptic or semantic model"
+        )
     predictor.set_vocabulary(vocabulary)
 
     results: list[dict[str, Any]] = []
@@ -142,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         image = read_image(path)
         prediction = predictor.predict(image)
         common = (number, vocabulary, shown)
-        if prediction.instances is None or prediction.panoptic is not None:
+        if predictor.gives_segments:
             drawn, found = show_segments(image, prediction, *common)
         else:
             kind = "detections"

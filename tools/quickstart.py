@@ -30,6 +30,7 @@ from densedet.evaluation.report import (
     panoptic_figures,
     read_curve,
     region_figures,
+    segmentation_figures,
 )
 from densedet.files import atomic_path
 from densedet.vocabulary import Vocabulary
@@ -238,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     clips = {"before": before, "after": after}
     rows = {name: detector_figures(trained[name].results()) for name in DETECTORS}
     regions = {name: region_figures(clip.results()) for name, clip in clips.items()}
-    zero_shot = {n: round(r.results()["sem_seg"]["mIoU"], 2) for n, r in untrained.items()}
+    zero_shot = {name: segmentation_figures(r.results()) for name, r in untrained.items()}
     panoptic = {"panoptic": panoptic_figures(trained["panoptic"].results())}
     curves = {name: read_curve(r.folder / "metrics.json") for name, r in trained.items()}
     facts = {
@@ -248,15 +249,15 @@ def main(argv: list[str] | None = None) -> int:
         "torch": version("torch"),
         "command": "make demo",
     }
-    figures = {"detector": rows, "regions": regions, "zero_shot_miou": zero_shot, **panoptic}
+    figures = {"detector": rows, "regions": regions, "zero_shot": zero_shot, "panoptic": panoptic}
     with atomic_path(args.output / "metrics.json") as path:
         path.write_text(json.dumps(figures, indent=1))
     with atomic_path(args.output / "report.html") as path:
         page = build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
         path.write_text(page, encoding="utf-8")
-    for name, row in [*regions.items(), ("zero-shot mIoU", zero_shot), *rows.items()]:
-        print(name, row)
-    print("panoptic", panoptic["panoptic"])
+    for group in figures.values():
+        for name, row in group.items():
+            print(name, row)
     print(args.output / "report.html")
     return 0
 

@@ -116,6 +116,7 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"config": "absent.py"}, "absent.py"),
         ({"config": "projects/panoptic_fpn/configs/quickstart.py"}, "OpenVocabularyPanopticFPN"),
         ({"stuff": "red star"}, "red star"),
+        ({"stuff": "grass"}, "--stuff: OpenVocabularyRCNN detects things alone"),
         ({"show": "green star"}, "green star"),
         ({"threshold": "2"}, "--score-threshold"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),

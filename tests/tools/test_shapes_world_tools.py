@@ -105,8 +105,11 @@ def test_quickstart_from_end_to_end_and_again(tmp_path):
     page = (output / "report.html").read_text()
     for folder in ("demo", "demo_panoptic"):
         assert page.count("<figure>") == 2 * len(list((output / folder).glob("*.png"))) > 0
-    assert set(metrics["zero_shot_miou"]) == {"before", "after"}
-    assert tuple(metrics["panoptic"]) == ("PQ_seen", "PQ_unseen", "PQ_st", "SQ", "RQ")
+    assert {name: list(row) for name, row in metrics["zero_shot"].items()} == {
+        "before": ["mIoU"],
+        "after": ["mIoU"],
+    }
+    assert tuple(metrics["panoptic"]["panoptic"]) == ("PQ_seen", "PQ_unseen", "PQ_st", "SQ", "RQ")
     words = {r["label"] for r in json.loads((output / "demo_panoptic/segments.json").read_text())}
     assert words <= {"star", "ring", "ball", "plus", "dice", "heart", "kite", "cone"} | STUFF
     weights = output / "clip" / "model_final.pth"
