@@ -36,7 +36,10 @@ def windows(size: tuple[int, int], window: Side, stride: Side) -> list[tuple[int
 
 
 def slide(
-    images: Tensor, predict: Callable[[Tensor], Tensor], window: Side, stride: Side
+    images: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    window: Side | None,
+    stride: Side | None,
 ) -> Tensor:
     """The mean of the logits of all windows at every pixel.
 
@@ -46,7 +49,7 @@ def slide(
         images: ``[B, C, H, W]``.
         predict: a part ``[B, C, h, w]`` to logits ``[B, K, h, w]``; h and w are those of the
             window, or less along an axis where the image is smaller.
-        window: its side, or (height, width), pixels.
+        window: its side, or (height, width), pixels; None for whole images.
         stride: from window to window, likewise.
 
     Returns:
@@ -55,6 +58,8 @@ def slide(
     Raises:
         ConfigError: see `windows`.
     """
+    if window is None or stride is None:
+        return predict(images).float()
     height, width = images.shape[-2:]
     total: Tensor | None = None
     count = torch.zeros(height, width, device=images.device)

@@ -175,16 +175,11 @@ class Segmentor(SemanticSegmentor):
         size = (record.get("height", height), record.get("width", width))
 
         def segment(image: Tensor) -> Tensor:
-            logits = self._predict_whole(self._normalise(image)[None])[0]
+            images = self._normalise(image)[None]
+            logits = slide(images, self._predict, self.window, self.window_stride)[0]
             return sem_seg_postprocess(logits, image.shape[-2:], *size)
 
         return segment(record["image"]) if self.tta is None else self.tta(segment, record)
-
-    def _predict_whole(self, images: Tensor) -> Tensor:
-        """Logits ``[B, K, H, W]`` of pictures ``[B, 3, H, W]``, through windows or at once."""
-        if self.window is None or self.window_stride is None:
-            return self._predict(images)
-        return slide(images, self._predict, self.window, self.window_stride)
 
     def _predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, K, H, W]`` of windows ``[B, 3, H, W]``, which any size may have."""

@@ -112,10 +112,7 @@ class ZeroShotSegmentor(OpenVocabularyModel):
 
     def _segment(self, record: dict[str, Any]) -> Tensor:
         image = (record["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        if self.window is None or self.window_stride is None:
-            logits = self._predict(image[None])[0]
-        else:
-            logits = slide(image[None], self._predict, self.window, self.window_stride)[0]
+        logits = slide(image[None], self._predict, self.window, self.window_stride)[0]
         height, width = image.shape[-2:]
         size = (record.get("height", height), record.get("width", width))
         result = sem_seg_postprocess(logits, (height, width), *size)
