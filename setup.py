@@ -94,6 +94,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.6",
             "mypy>=1.11",
+            "scipy>=1.11",
             "setuptools>=64,<82",
             "wheel",
         ],

@@ -14,6 +14,7 @@ from densedet.errors import ConfigError, DensedetError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_NO_DATASETS = "data sets: not looked at; mend the problems above, then run this again"
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -76,10 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _doctor(args: argparse.Namespace) -> int:
     from densedet.doctor import examine, format_report
 
+    if args.root is not None and not args.datasets:
+        raise ConfigError("--root is the folder of the data sets; add --datasets")
     report = examine()
     sys.stdout.write(format_report(report) + "\n")
-    if args.datasets and report.usable:
-        sys.stdout.write(f"\n{_dataset_report(args.root)}\n")
+    if args.datasets:
+        text = _dataset_report(args.root) if report.usable else _NO_DATASETS
+        sys.stdout.write(f"\n{text}\n")
     return 0 if report.usable else 1
 
 

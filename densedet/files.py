@@ -1,7 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
+import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             ``OSError`` too; what the block raises is left as it is.
     """
     target = Path(path)
-    with _named(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.", target.parent)
     os.close(handle)
@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        with _named(target):
+        with writing(target):
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,33 +42,65 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty temporary folder; move it onto ``path`` if the block succeeds.
 
-    Missing parent folders are made. If the block raises, the temporary folder is removed and what
-    is at ``path`` is left as it was.
+    Missing parent folders are made. What is at ``path``, a folder or a link to one, is moved out of
+    the way whole and removed afterwards; a link's own folder stays. If the block raises, the
+    temporary folder is removed and what is at ``path`` is left as it was.
 
     Raises:
         OutputError: the folder cannot be made, or ``path`` cannot be replaced. What the block
             raises is left as it is.
     """
     target = Path(path)
-    with _named(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
     with temporary as name:
-        folder = Path(name) / target.name
+        folder = Path(name) / "new"
         folder.mkdir()
         yield folder
-        with _named(target):
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(folder, target)
+        with writing(target):
+            _exchange(folder, target, Path(name) / "former")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, also where the disk is full.
+    """
+    with atomic_path(path) as temporary, writing(path):
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _named(target: Path) -> Iterator[None]:
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, which writes ``path``, into an OutputError that names it.
+
+    Raises:
+        OutputError: as said; one that the block raises, which names a file already, is left as it
+            is.
+    """
+    target = Path(path)
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(
             f"{target} cannot be written: {error.strerror or error}; choose another place, or "
             f"check the permissions and the free space of {target.parent}"
         ) from error
+
+
+def _exchange(new: Path, target: Path, former: Path) -> None:
+    """Move ``new`` to ``target``, and the folder that is there to ``former``; both or neither."""
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    try:
+        if os.path.lexists(target):
+            os.replace(target, former)
+        os.replace(new, target)
+    except BaseException:  # Ctrl-C between the two as well
+        if os.path.lexists(former) and not os.path.lexists(target):
+            os.replace(former, target)
+        raise

@@ -222,6 +222,14 @@ def test_command_prints_the_report(usable, code, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("a  1\n")
 
 
+def test_data_sets_are_not_looked_at_if_unusable(monkeypatch, capsys):
+    findings = (doctor.Finding("bad", "mend it", True),)
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Report((("a", "1"),), findings))
+    assert cli.main(["doctor", "--datasets"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "data sets: not looked at; mend the problems above, then run this again"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
@@ -252,7 +260,9 @@ def test_run_tool_does_not_hide_defects():
         cli.run_tool(lambda: 1 // 0)
 
 
-@pytest.mark.parametrize("argv", [[], ["nonsense"], ["doctor", "--nonsense"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "--root", "x"]]
+)
 def test_wrong_use_is_one_line(argv, capsys):
     assert cli.main(argv) == 2
     captured = capsys.readouterr()

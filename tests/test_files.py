@@ -2,13 +2,14 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
 
 from densedet.clip import ClassEmbeddings, VocabularyEmbedder
 from densedet.errors import DensedetError, OutputError
-from densedet.files import atomic_folder, atomic_path
+from densedet.files import atomic_folder, atomic_path, write_text, writing
 from densedet.vocabulary import Vocabulary
 
 
@@ -67,6 +68,58 @@ def test_a_folder_where_none_can_be_is_named(tmp_path):
             pass
         assert str(caught.value).startswith(f"{tmp_path / name} cannot be written: ")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_folder_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch, error):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "former").write_text("")
+    replace = os.replace
+
+    def interrupted(source, destination):
+        if os.path.basename(source) == "new":
+            raise error
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises((KeyboardInterrupt, OutputError)), atomic_folder(target):
+        pass
+    assert os.listdir(target) == ["former"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/former").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("")
+    assert not (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "link") == ["new"]
+    assert os.listdir(tmp_path / "elsewhere") == ["former"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    message = f"{tmp_path / 'a.png'} cannot be written: No space left on device; choose another"
+    with pytest.raises(OutputError, match=re.escape(message)), writing(tmp_path / "a.png"):
+        raise OSError(28, "No space left on device")
+
+
+def test_the_file_that_was_named_first_stays_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught, writing(tmp_path), atomic_path(tmp_path / "file/x"):
+        pass
+    assert str(caught.value).startswith(f"{tmp_path / 'file/x'} cannot be written: ")
+
+
+def test_text_is_written_whole(tmp_path):
+    write_text(tmp_path / "folder/a.json", "\u00e4")
+    assert (tmp_path / "folder/a.json").read_bytes() == b"\xc3\xa4"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "folder/a.json", "\ud800")
+    assert os.listdir(tmp_path / "folder") == ["a.json"]
+    assert (tmp_path / "folder/a.json").read_bytes() == b"\xc3\xa4"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")

@@ -15,14 +15,17 @@ from densedet.data.prepare import prepare_dataset
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__)
-    parser.add_argument("name", choices=list(BENCHMARKS), help="the data set", metavar="NAME")
+    names = list(BENCHMARKS)
+    parser.add_argument(
+        "name", choices=names, help=f"the data set: {', '.join(names)}", metavar="NAME"
+    )
     parser.add_argument(
         "--root",
         type=Path,
         help="folder of the data sets (default: $DETECTRON2_DATASETS, or else datasets)",
     )
     parser.add_argument(
-        "--any-count", action="store_true", help="accept a part of the official images"
+        "--any-count", action="store_true", help="accept a part of the official images and classes"
     )
     parser.add_argument(
         "--force", action="store_true", help="make the label maps anew that are there already"

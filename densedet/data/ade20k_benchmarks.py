@@ -15,6 +15,7 @@ from densedet.data.conversion import (
     LabelTable,
     PanopticImage,
     category_entries,
+    check_files,
     label_conversion,
     label_sources,
     panoptic_conversion,
@@ -31,7 +32,8 @@ FOLDER = "ADEChallengeData2016"
 PANOPTIC_HINT = (
     "ADE20K (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip into <root>, and "
     "annotations_instance.tar of the instance segmentation "
-    "(http://sceneparsing.csail.mit.edu/data/ChallengeData2017) into it, so that there is "
+    "(http://sceneparsing.csail.mit.edu/data/ChallengeData2017) into it, so that there are "
+    f"<root>/{FOLDER}/images/validation/*.jpg, <root>/{FOLDER}/annotations/validation/*.png and "
     f"<root>/{FOLDER}/annotations_instance/validation/*.png; then run tools/prepare_datasets.py "
     "ade20k_panoptic, and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
@@ -59,21 +61,18 @@ def register_ade20k_panoptic(root: str | os.PathLike[str] | None = None) -> None
             folder / f"ade20k_panoptic_{part}",
             Vocabulary.named("ade20k_panoptic"),
             hint=PANOPTIC_HINT,
+            stuff_under_things=True,
         )
 
 
 def ade20k_150_conversions(root: Path) -> Iterator[Conversion]:
     """The label maps of ``ade20k_150_{train,val}``: 0 becomes 255, every other label one less."""
     table = LabelTable(range(1, 151), [0])
-
-    def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_label_map(path), path)
-
     for part, subfolder in PARTS:
         yield label_conversion(
             root / FOLDER / "annotations_detectron2" / subfolder,
             partial(_sources, root, subfolder, ADE20K_HINT),
-            read,
+            table.of_image,
             f"ade20k_150_{part}",
         )
 
@@ -92,8 +91,8 @@ def ade20k_panoptic_conversions(root: Path) -> Iterator[Conversion]:
         yield panoptic_conversion(
             root / FOLDER / f"ade20k_panoptic_{part}",
             categories,
-            partial(_sources, root, subfolder, PANOPTIC_HINT),
-            _Segments(root / FOLDER / "annotations_instance" / subfolder),
+            partial(_panoptic_sources, root, subfolder),
+            _Segments(_instance_root(root, subfolder)),
             f"ade20k_panoptic_{part}",
         )
 
@@ -105,6 +104,18 @@ def _sources(root: Path, subfolder: str, hint: str) -> dict[str, Path]:
         folder / "annotations" / subfolder,
         hint,
     )
+
+
+def _panoptic_sources(root: Path, subfolder: str) -> dict[str, Path]:
+    """The semantic annotations; each has an instance annotation of the same name."""
+    sources = _sources(root, subfolder, PANOPTIC_HINT)
+    folder = _instance_root(root, subfolder)
+    check_files([folder / path.name for path in sources.values()], PANOPTIC_HINT)
+    return sources
+
+
+def _instance_root(root: Path, subfolder: str) -> Path:
+    return root / FOLDER / "annotations_instance" / subfolder
 
 
 class _Segments:

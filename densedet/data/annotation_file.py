@@ -2,12 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
+
+ID_REMEDY = "has an 'id' that cannot be one; give whole numbers, or text to all of them"
+
+
+def is_id(value: Any, others: Iterable[Any] = ()) -> bool:
+    """Whether a value from JSON can be an id: a whole number or text, as the ``others`` are."""
+    return type(value) in (int, str) and type(value) is type(next(iter(others), value))
 
 
 def read_annotation_file(json_file: str | os.PathLike[str], hint: str = "") -> dict[str, Any]:
@@ -47,12 +54,15 @@ def category_names(data: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
     White space around the names is removed, as it is in a vocabulary.
 
     Raises:
-        DatasetError: an entry lacks its id or name, or one of them occurs twice.
+        DatasetError: an entry lacks its id or name, its id cannot be one, or one of them occurs
+            twice.
     """
     names: dict[int, str] = {}
     for entry in data["categories"]:
         if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys():
             raise DatasetError(f"annotation file {path}: category {entry!r} needs 'id' and 'name'")
+        if not is_id(entry["id"], names):
+            raise DatasetError(f"annotation file {path}: category {entry!r} {ID_REMEDY}")
         name = str(entry["name"]).strip()
         if entry["id"] in names or name in names.values():
             raise DatasetError(
@@ -73,6 +83,17 @@ def vocabulary_ids(
     """
     index = {label: i for i, label in enumerate(vocabulary.labels)}
     return {i: index[name] for i, name in category_names(data, path).items() if name in index}
+
+
+def image_file_name(image: dict[str, Any]) -> str:
+    """Where an image is below the folder of the images; empty if its entry does not say.
+
+    Without a "file_name" (LVIS) that is the last two components of its "coco_url".
+    """
+    name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, str) and name:
+        return name
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) and "/" in url else ""
 
 
 def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:

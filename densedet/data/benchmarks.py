@@ -37,6 +37,8 @@ class Benchmark:
         raw: files and folders of the archives that only the conversions need.
         names_file: file with the names of the classes below the root, if densedet does not ship
             them; the data set is registered only where it is.
+        rare_classes: whether some classes have so few images that none need be in the training
+            split.
     """
 
     title: str
@@ -47,6 +49,12 @@ class Benchmark:
     conversions: Callable[[Path], Iterator[Conversion]] = _none
     raw: tuple[str, ...] = ()
     names_file: str = ""
+    rare_classes: bool = False
+
+    @property
+    def complete_splits(self) -> tuple[str, ...]:
+        """The splits for training, if each seen class occurs in them."""
+        return () if self.rare_classes else tuple(s for s in self.splits if "_train" in s)
 
 
 def _coco(*folders: str) -> tuple[str, ...]:
@@ -170,6 +178,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             pascal.context_459_conversions,
             (f"{pascal.CONTEXT_FOLDER}/trainval",),
             pascal.NAMES_FILES[459],
+            rare_classes=True,
         ),
         "cityscapes": Benchmark(
             "Cityscapes, semantic and panoptic, 19 classes",

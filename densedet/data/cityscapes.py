@@ -15,6 +15,7 @@ from densedet.data.conversion import (
     LabelTable,
     PanopticImage,
     category_entries,
+    check_files,
     label_conversion,
     panoptic_conversion,
     segment_entry,
@@ -82,7 +83,7 @@ def cityscapes_conversions(root: Path) -> Iterator[Conversion]:
     categories = category_entries(Vocabulary.named(VOCABULARY), ids)
 
     def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_label_map(path), path)
+        return table(_label_ids(path), path)
 
     for part in PARTS:
         yield label_conversion(
@@ -133,13 +134,21 @@ def _annotations(root: Path, part: str, suffix: str) -> list[Path]:
         folder / "gtFine" / part / path.parent.name / path.name.replace(_IMAGE, suffix)
         for path in images
     ]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DatasetError(
-            f"annotation {missing[0]} does not exist ({len(missing)} of {len(paths)} are missing); "
-            f"{HINT}"
-        )
+    check_files(paths, HINT)
     return paths
+
+
+def _label_ids(path: Path) -> NDArray[np.uint8]:
+    """Read a map of the official ids; the map of the instances beside it must agree."""
+    labels = read_label_map(path)
+    instance_path = path.with_name(path.name.replace(_LABELS, _INSTANCES))
+    instances = read_label_map(instance_path, bits=16)
+    if not np.array_equal(labels, np.where(instances < 1000, instances, instances // 1000)):
+        raise DatasetError(
+            f"label map {path} and instance map {instance_path} contradict each other (are the "
+            "labels trainIds?); unpack gtFine_trainvaltest.zip again"
+        )
+    return labels
 
 
 def _segments(path: Path) -> PanopticImage:

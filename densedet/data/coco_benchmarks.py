@@ -5,12 +5,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import Conversion, LabelTable, label_conversion, label_sources
-from densedet.data.images import read_label_map
 from densedet.data.panoptic_format import register_panoptic_format
 from densedet.data.semantic_format import IGNORED_LABEL, register_semantic_format
 from densedet.vocabulary import Vocabulary, class_list_ids
@@ -19,7 +15,7 @@ PARTS = ("train", "val")
 PANOPTIC_HINT = (
     "COCO 2017 (https://cocodataset.org/#download): unpack panoptic_annotations_trainval2017.zip, "
     "the panoptic_train2017.zip and panoptic_val2017.zip inside it, train2017.zip and val2017.zip "
-    "so that there are <root>/coco/annotations/panoptic_val2017.json, "
+    "so that there are <root>/coco/annotations/panoptic_train2017.json, panoptic_val2017.json, "
     "<root>/coco/panoptic_val2017/*.png and <root>/coco/val2017/*.jpg, and set "
     "DETECTRON2_DATASETS=<root> (default: datasets)"
 )
@@ -88,15 +84,12 @@ def coco_stuff_164k_conversions(root: Path) -> Iterator[Conversion]:
     things = [identifier - 1 for identifier in class_list_ids("coco")]
     table = LabelTable([*things, *range(91, 182)], [IGNORED_LABEL])
 
-    def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_label_map(path), path)
-
     for part in PARTS:
         images = root / f"coco/{part}2017"
         labels = root / f"coco/stuffthingmaps/{part}2017"
         yield label_conversion(
             root / f"coco/stuffthingmaps_detectron2/{part}2017",
             partial(label_sources, images, labels, STUFF_HINT),
-            read,
+            table.of_image,
             f"coco_stuff_164k_{part}",
         )

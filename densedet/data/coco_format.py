@@ -16,7 +16,14 @@ from typing import Any
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from densedet.data.annotation_file import category_names, read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import (
+    ID_REMEDY,
+    category_names,
+    image_file_name,
+    is_id,
+    read_annotation_file,
+    vocabulary_ids,
+)
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -125,7 +132,7 @@ class _Reader:
         self.labels = vocabulary.labels
         self.tolerance = tolerance
         self.skipped: Counter[str] = Counter()
-        self.images: dict[int, dict[str, Any]] = {}
+        self.images: dict[int | str, dict[str, Any]] = {}
         for image in data["images"]:
             self._add_image(image)
 
@@ -135,21 +142,22 @@ class _Reader:
     def _add_image(self, image: dict[str, Any]) -> None:
         if not isinstance(image, dict) or not {"id", "width", "height"} <= image.keys():
             raise self.error(f"image {image!r}", "needs 'id', 'width' and 'height'")
+        if not is_id(image["id"], self.images):
+            raise self.error(f"image {image!r}", ID_REMEDY)
         name = f"image {image['id']}"
         if image["id"] in self.images:
             raise self.error(name, "occurs twice; give each image its own id")
         sides = (image["width"], image["height"])
         if not all(isinstance(side, int) and side > 0 for side in sides):
             raise self.error(name, f"has size {sides}; width and height are positive whole numbers")
-        if not ("file_name" in image or image.get("coco_url", "").count("/")):
+        if not image_file_name(image):
             raise self.error(name, "has neither 'file_name' nor a 'coco_url'")
         self.images[image["id"]] = image
 
     def record(self, image: dict[str, Any], root: str | os.PathLike[str]) -> dict[str, Any]:
         """The dataset dict of an image, without its annotations."""
-        name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
         record = {
-            "file_name": os.path.join(os.fspath(root), name),
+            "file_name": os.path.join(os.fspath(root), image_file_name(image)),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -160,13 +168,15 @@ class _Reader:
 
     def annotations(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The annotations, each with the keys that follow, a known image and an id of its own."""
-        seen_ids = set()
+        seen_ids: set[int | str] = set()
         for entry in entries:
             if not isinstance(entry, dict):
                 raise self.error(f"annotation {entry!r}", "is not an object")
             missing = {"id", "image_id", "category_id", "bbox"} - entry.keys()
             if missing:
                 raise self.error(_name(entry), f"lacks {', '.join(sorted(missing))}")
+            if not is_id(entry["id"], seen_ids):
+                raise self.error(_name(entry), ID_REMEDY)
             if entry["id"] in seen_ids:
                 raise self.error(
                     _name(entry),
@@ -174,7 +184,9 @@ class _Reader:
                     "two: number the annotations anew",
                 )
             seen_ids.add(entry["id"])
-            if entry["image_id"] not in self.images:
+            if entry.get("iscrowd", 0) not in (0, 1):
+                raise self.error(_name(entry), f"has iscrowd={entry['iscrowd']!r}; give 0 or 1")
+            if not is_id(entry["image_id"]) or entry["image_id"] not in self.images:
                 raise self.error(
                     _name(entry), "belongs to an image that is not in 'images'; add it or drop this"
                 )
@@ -182,7 +194,7 @@ class _Reader:
 
     def category_index(self, entry: dict[str, Any], drop_unlisted: bool) -> int | None:
         """The index in the vocabulary; None for a category to be dropped."""
-        name = self.names.get(entry["category_id"])
+        name = self.names.get(entry["category_id"]) if is_id(entry["category_id"]) else None
         if name is None:
             raise self.error(
                 _name(entry), f"has category_id {entry['category_id']}, which 'categories' lacks"

@@ -5,7 +5,7 @@ A folder of label maps appears when all of it is written, so that nothing reads 
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from densedet.data.images import read_label_map
+from densedet.data.mat_file import read_mat_matrix
 from densedet.data.segment_map import write_segment_map
 from densedet.data.semantic_format import IGNORED_LABEL, pair_files, read_names
 from densedet.errors import DatasetError
-from densedet.files import atomic_folder, atomic_path
+from densedet.files import atomic_folder, write_text, writing
 from densedet.vocabulary import Vocabulary
+
+_MAX_LABEL = 65535  # of 16 bits
 
 Sources = dict[str, Path]
 """From the path of a file to write, without its suffix, to the file that it is made from."""
@@ -30,7 +34,7 @@ class Conversion:
     """Files to be written from those of an archive.
 
     Attributes:
-        outputs: files and folders; there if all of them exist.
+        outputs: files and folders; there if all of them exist, and the folders have files.
         sources: finds what they are made from; raises DatasetError if files are missing.
         write: writes the outputs.
         split: name of the data set that has one image a source; empty if there is none.
@@ -41,9 +45,13 @@ class Conversion:
     write: Callable[[Sources], None]
     split: str = ""
 
-    def is_done(self) -> bool:
-        """Whether all outputs exist."""
-        return all(path.exists() for path in self.outputs)
+    def missing(self) -> list[Path]:
+        """The outputs that do not exist, or are folders without a file."""
+        return [path for path in self.outputs if not _has_files(path)]
+
+
+def _has_files(path: Path) -> bool:
+    return path.is_file() or any(file.is_file() for file in path.rglob("*"))
 
 
 class LabelTable:
@@ -58,28 +66,46 @@ class LabelTable:
     def __init__(
         self, labels: Sequence[int], ignored: Iterable[int], ignore_label: int = IGNORED_LABEL
     ) -> None:
-        self._table = np.full(65536, -1, dtype=np.int32)
+        self._table = np.full(_MAX_LABEL + 1, -1, dtype=np.int32)
         self._table[list(ignored)] = ignore_label
         self._table[list(labels)] = np.arange(len(labels))
         self._dtype = np.uint8 if ignore_label <= 255 else np.uint16
         self._classes = len(labels)
 
     def __call__(
-        self, labels: NDArray[np.integer], path: str | os.PathLike[str]
+        self, labels: NDArray[np.number], path: str | os.PathLike[str]
     ) -> NDArray[np.unsignedinteger]:
-        """The class indices [H, W] of labels [H, W]; ``path`` is for the message.
+        """The class indices [H, W] of labels [H, W] of any type; ``path`` is for the message.
 
         Raises:
-            DatasetError: a label that is none of the data set's.
+            DatasetError: a label that is none of the data set's, or no whole number.
         """
-        indices = self._table[labels]
-        if indices.min(initial=0) < 0:
+        whole = (labels >= 0) & (labels <= _MAX_LABEL) & (labels == np.floor(labels))
+        indices = self._table[np.where(whole, labels, 0).astype(np.uint16)]
+        wrong = labels[~whole | (indices < 0)]
+        if wrong.size:
             raise DatasetError(
-                f"label map {path} has the label {labels[indices < 0].max()}, which none of the "
+                f"label map {path} has the label {wrong.max()}, which none of the "
                 f"{self._classes} classes has; it belongs to another data set or version: unpack "
                 "the official archive again"
             )
         return indices.astype(self._dtype)
+
+    def of_image(self, path: Path) -> NDArray[np.unsignedinteger]:
+        """The class indices [H, W] of an 8-bit label map.
+
+        Raises:
+            ImageError, DatasetError: as :func:`densedet.data.images.read_label_map` and a call.
+        """
+        return self(read_label_map(path), path)
+
+    def of_matrix(self, path: Path, variable: str) -> NDArray[np.unsignedinteger]:
+        """The class indices [H, W] of a variable in a MATLAB file.
+
+        Raises:
+            DatasetError: as :func:`densedet.data.mat_file.read_mat_matrix` and a call.
+        """
+        return self(read_mat_matrix(path, variable), path)
 
 
 def label_sources(
@@ -104,12 +130,21 @@ def mat_sources(folder: Path, names_file: Path, hint: str) -> Sources:
         DatasetError: the list or one of the files is missing; ``hint`` ends the message.
     """
     paths = {name: folder / f"{name}.mat" for name in read_names(names_file, hint)}
-    missing = [path for path in paths.values() if not path.is_file()]
+    check_files(paths.values(), hint)
+    return paths
+
+
+def check_files(paths: Collection[Path], hint: str) -> None:
+    """Check that files exist.
+
+    Raises:
+        DatasetError: one of them is missing; ``hint`` ends the message.
+    """
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(
             f"{missing[0]} does not exist ({len(missing)} of {len(paths)} are missing); {hint}"
         )
-    return paths
 
 
 def label_conversion(
@@ -130,9 +165,11 @@ def label_conversion(
     def write(found: Sources) -> None:
         with atomic_folder(target) as folder:
             for name, source in tqdm(found.items(), desc=f"{split}: label maps", unit="file"):
+                labels = Image.fromarray(read(source))
                 path = folder / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(read(source)).save(path)
+                with writing(target / f"{name}.png"):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    labels.save(path)
 
     return Conversion((target,), sources, write, split)
 
@@ -168,7 +205,6 @@ def panoptic_conversion(
 
     def write(found: Sources) -> None:
         images, annotations = [], []
-        json_file.unlink(missing_ok=True)  # of a folder that is to be replaced
         with atomic_folder(folder) as temporary:
             for name, source in tqdm(found.items(), desc=f"{split}: segments", unit="file"):
                 result = read(source)
@@ -181,9 +217,10 @@ def panoptic_conversion(
                         "segments_info": result.segments,
                     }
                 )
+            with writing(json_file):
+                json_file.unlink(missing_ok=True)  # of the folder that is replaced now
         content = {"images": images, "annotations": annotations, "categories": categories}
-        with atomic_path(json_file) as path:
-            path.write_text(json.dumps(content), encoding="utf-8")
+        write_text(json_file, json.dumps(content))
 
     return Conversion((folder, json_file), sources, write, split)
 

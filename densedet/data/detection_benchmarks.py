@@ -11,14 +11,15 @@ from densedet.data.annotation_file import category_names, datasets_root, read_an
 from densedet.data.catalog import register_coco_format
 from densedet.data.conversion import Conversion, Sources
 from densedet.errors import DatasetError
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 
 COCO_HINT = (
     "COCO 2017 (https://cocodataset.org/#download): unpack annotations_trainval2017.zip, "
-    "train2017.zip and val2017.zip so that there are <root>/coco/annotations/*.json, "
-    "<root>/coco/train2017/*.jpg and <root>/coco/val2017/*.jpg, and set DETECTRON2_DATASETS=<root> "
-    "(default: datasets)"
+    "train2017.zip and val2017.zip so that there are "
+    "<root>/coco/annotations/instances_train2017.json, "
+    "<root>/coco/annotations/instances_val2017.json, <root>/coco/train2017/*.jpg and "
+    "<root>/coco/val2017/*.jpg, and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
 LVIS_HINT = (
     "LVIS v1 (https://www.lvisdataset.org/dataset): unpack the annotations so that there are "
@@ -151,8 +152,7 @@ def objects365_conversions(root: Path) -> Iterator[Conversion]:
                 "has another file: unpack that of version 1"
             )
         entries = [{"id": i, "name": names[i]} for i in sorted(names)]
-        with atomic_path(target) as path:
-            content = {"images": [], "annotations": [], "categories": entries}
-            path.write_text(json.dumps(content), encoding="utf-8")
+        content = {"images": [], "annotations": [], "categories": entries}
+        write_text(target, json.dumps(content))
 
     yield Conversion((target,), lambda: {source.stem: source}, write)

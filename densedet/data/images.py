@@ -16,6 +16,7 @@ from densedet.errors import DatasetError, ImageError
 
 logger = logging.getLogger(__name__)
 
+_EXIF_ORIENTATION, _EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
 _LABEL_MODES = MappingProxyType({8: ("L", "P"), 16: ("I;16", "I;16L", "I;16B")})  # Pillow's
 
 
@@ -72,6 +73,22 @@ def label_map_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     name = os.fspath(path)
     with _reading(name), Image.open(name) as image:
         return image.height, image.width
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` gives it: header and EXIF orientation.
+
+    Raises:
+        ImageError: the file is missing or is not an image.
+    """
+    name = os.fspath(path)
+    with _reading(name), Image.open(name) as image:
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+        except Exception:  # Detectron2 reads an image with broken EXIF data as if it had none
+            orientation = None
+        size = image.height, image.width
+        return size[::-1] if orientation in _EXIF_TRANSPOSED else size
 
 
 @contextmanager

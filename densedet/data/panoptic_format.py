@@ -14,8 +14,15 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import category_names, read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import (
+    ID_REMEDY,
+    category_names,
+    is_id,
+    read_annotation_file,
+    vocabulary_ids,
+)
 from densedet.data.registration import is_registered
+from densedet.data.segment_map import MAX_ID
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -75,7 +82,7 @@ class _Reader:
         self.annotations: list[dict[str, Any]] = data["annotations"]
         self.indices = vocabulary_ids(data, path, vocabulary)
         self._check_categories(data)
-        self.images: dict[int, dict[str, Any]] = {}
+        self.images: dict[int | str, dict[str, Any]] = {}
         for image in data["images"]:
             self._add_image(image)
 
@@ -103,6 +110,10 @@ class _Reader:
         keys = {"id", "width", "height", "file_name"}
         if not isinstance(image, dict) or not keys <= image.keys():
             raise self.error(f"image {image!r}", f"needs {', '.join(sorted(keys))}")
+        if not is_id(image["id"], self.images):
+            raise self.error(f"image {image!r}", ID_REMEDY)
+        if not isinstance(image["file_name"], str):
+            raise self.error(f"image {image['id']}", "has a 'file_name' that is no text; mend it")
         if image["id"] in self.images:
             raise self.error(f"image {image['id']}", "occurs twice; give each image its own id")
         self.images[image["id"]] = image
@@ -110,7 +121,7 @@ class _Reader:
     def records(
         self, image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
     ) -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int | str, dict[str, Any]] = {}
         for annotation in self.annotations:
             name = self._check_annotation(annotation)
             image = self.images[annotation["image_id"]]
@@ -135,8 +146,10 @@ class _Reader:
         if not isinstance(annotation, dict) or not keys <= annotation.keys():
             raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
         name = f"the annotation of image {annotation['image_id']}"
-        if annotation["image_id"] not in self.images:
+        if not is_id(annotation["image_id"]) or annotation["image_id"] not in self.images:
             raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
+        if not isinstance(annotation["file_name"], str):
+            raise self.error(name, "has a 'file_name' that is no text; mend it")
         if not isinstance(annotation["segments_info"], list):
             raise self.error(name, "has 'segments_info' that is no list")
         return name
@@ -148,15 +161,16 @@ class _Reader:
             if not isinstance(entry, dict) or not keys <= entry.keys():
                 raise self.error(f"segment {entry!r} in {name}", f"needs {', '.join(sorted(keys))}")
             record = f"segment {entry['id']} in {name}"
-            if not isinstance(entry["id"], int) or not 0 <= entry["id"] < 256**3:
-                raise self.error(record, "has an id that no colour of a PNG has; mend it")
+            if type(entry["id"]) is not int or not 1 <= entry["id"] <= MAX_ID:
+                raise self.error(record, "has an id that no segment in a PNG has; mend it")
             if entry["id"] in segments:
                 raise self.error(record, "occurs twice; give each segment its own id")
-            index = self.indices.get(entry["category_id"])
+            category = entry["category_id"]
+            index = self.indices.get(category) if is_id(category) else None
             if index is None:
-                raise self.error(
-                    record, f"has category_id {entry['category_id']}, which 'categories' lacks"
-                )
+                raise self.error(record, f"has category_id {category}, which 'categories' lacks")
+            if entry.get("iscrowd", 0) not in (0, 1):
+                raise self.error(record, f"has iscrowd={entry['iscrowd']!r}; give 0 or 1")
             segments[entry["id"]] = {
                 "id": entry["id"],
                 "category_id": index,
@@ -190,6 +204,7 @@ def register_panoptic_format(
     vocabulary: Vocabulary,
     hint: str = "",
     image_file: ImageFile = itemgetter("file_name"),
+    stuff_under_things: bool = False,
 ) -> None:
     """Register a COCO panoptic data set; its file is read when the data set is loaded.
 
@@ -201,6 +216,8 @@ def register_panoptic_format(
         name: name in Detectron2's catalogs.
         json_file, image_root, panoptic_root, vocabulary, hint, image_file: see
             :func:`load_panoptic_format`.
+        stuff_under_things: whether the area of stuff counts the pixels that things lie over, as in
+            ADE20K; kept in the metadata, for :func:`densedet.data.verification.verify`.
 
     Raises:
         DatasetError: the name is taken by another data set. The same call twice is fine. On
@@ -240,5 +257,6 @@ def register_panoptic_format(
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
         label_divisor=1000,
+        stuff_under_things=stuff_under_things,
         registration=arguments,
     )

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import (
     Conversion,
@@ -18,22 +15,24 @@ from densedet.data.conversion import (
     label_sources,
     mat_sources,
 )
-from densedet.data.images import read_label_map
-from densedet.data.mat_file import read_mat_matrix
-from densedet.data.semantic_format import IGNORED_LABEL, register_semantic_format
+from densedet.data.semantic_format import (
+    IGNORED_16_BIT,
+    IGNORED_LABEL,
+    register_semantic_format,
+)
 from densedet.errors import DatasetError
 from densedet.vocabulary import Category, Vocabulary, class_list_ids
 
 PARTS = ("train", "val")
-IGNORED_16_BIT = 65535
 VOC_FOLDER, CONTEXT_FOLDER = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
 NAMES_FILES = MappingProxyType(
     {59: f"{CONTEXT_FOLDER}/59_labels.txt", 459: f"{CONTEXT_FOLDER}/labels.txt"}
 )
 VOC_HINT = (
     "PASCAL VOC 2012 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012): unpack "
-    "VOCtrainval_11-May-2012.tar into <root> so that there is "
-    f"<root>/{VOC_FOLDER}/SegmentationClass/*.png; then run tools/prepare_datasets.py voc_20, and "
+    "VOCtrainval_11-May-2012.tar into <root> so that there are "
+    f"<root>/{VOC_FOLDER}/JPEGImages/*.jpg, SegmentationClass/*.png and "
+    "ImageSets/Segmentation/*.txt; then run tools/prepare_datasets.py voc_20, and "
     "set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
 CONTEXT_HINT = (
@@ -42,8 +41,9 @@ CONTEXT_HINT = (
     f"or labels.txt beside, so that there are <root>/{CONTEXT_FOLDER}/59_context_labels/*.png and "
     f"59_labels.txt, or trainval/*.mat and labels.txt; the images are those of PASCAL VOC 2010 "
     "(http://host.robots.ox.ac.uk/pascal/VOC/voc2010), VOCtrainval_03-May-2010.tar unpacked into "
-    "<root>; then run tools/prepare_datasets.py context_59 or context_459, and set "
-    "DETECTRON2_DATASETS=<root> (default: datasets)"
+    "<root>, with JPEGImages/*.jpg, ImageSets/Main/train.txt and val.txt; then run "
+    "tools/prepare_datasets.py context_59 or context_459, and set DETECTRON2_DATASETS=<root> "
+    "(default: datasets)"
 )
 
 
@@ -99,8 +99,9 @@ def register_context(classes: int, root: str | os.PathLike[str] | None = None) -
 def context_vocabulary(classes: int, root: str | os.PathLike[str] | None = None) -> Vocabulary:
     """The 59 or 459 classes, read from the official ``59_labels.txt`` or ``labels.txt``.
 
-    The lines are "1: aeroplane"; the number is the label in the official maps. A name is label and
-    prompt as it is written there.
+    The lines are "1: aeroplane"; the number is the label in the official maps. A name is the label
+    as it is written there, and the prompt too, unless it is a class of PASCAL VOC: those have the
+    prompts of the class list "voc_20" ("potted plant" for "pottedplant").
 
     Args:
         classes: 59 or 459.
@@ -124,7 +125,10 @@ def context_vocabulary(classes: int, root: str | os.PathLike[str] | None = None)
             f"{path} has {len(names)} lines such as '1: aeroplane' instead of {classes}, numbered "
             "from 1 on; fetch it again"
         )
-    return Vocabulary(tuple(Category(names[n], kind="stuff") for n in sorted(names)))
+    prompts = {category.label: category.synonyms for category in Vocabulary.named("voc_20")}
+    return Vocabulary(
+        tuple(Category(names[n], prompts.get(names[n], ()), kind="stuff") for n in sorted(names))
+    )
 
 
 def voc_20_conversions(root: Path) -> Iterator[Conversion]:
@@ -160,14 +164,11 @@ def context_459_conversions(root: Path) -> Iterator[Conversion]:
     lists = folder / "ImageSets/Main"
     table = LabelTable(range(1, 460), [0], IGNORED_16_BIT)
 
-    def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_mat_matrix(path, "LabelMap").astype(np.int64), path)
-
     for part in PARTS:
         yield label_conversion(
             folder / f"annotations_detectron2/pc459_{part}",
             partial(mat_sources, folder / "trainval", lists / f"{part}.txt", CONTEXT_HINT),
-            read,
+            partial(table.of_matrix, variable="LabelMap"),
             f"context_459_{part}",
         )
 
@@ -186,11 +187,9 @@ def _png_conversions(
     prefix: str = "",
 ) -> Iterator[Conversion]:
     """Of label maps in 8-bit PNG; the images lie in JPEGImages beside ``labels``."""
-
-    def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_label_map(path), path)
-
     for part in PARTS:
         images = labels.parent / "JPEGImages"
         sources = partial(label_sources, images, labels, hint, lists / f"{part}.txt")
-        yield label_conversion(target / f"{prefix}{part}", sources, read, f"{name}_{part}")
+        yield label_conversion(
+            target / f"{prefix}{part}", sources, table.of_image, f"{name}_{part}"
+        )

@@ -12,8 +12,8 @@ from densedet import __version__
 from densedet.data.annotation_file import datasets_root
 from densedet.data.benchmarks import BENCHMARKS, Benchmark
 from densedet.data.verification import Contents, check_count, verify
-from densedet.errors import DatasetError
-from densedet.files import atomic_path
+from densedet.errors import DatasetError, ImageError
+from densedet.files import write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class DatasetState:
         title: what it is called.
         status: "missing" (no file of it is there), "incomplete" (some are), "unprepared" (all are,
             but what is made from them is not), "unverified" (its annotations were not all read
-            yet), or "ready".
+            yet), or "ready" (also a part of it; the text says so).
         text: what is missing, or what there is.
     """
 
@@ -61,13 +61,15 @@ def prepare_dataset(
     """Make a data set ready: check the official files, convert them, read all annotations.
 
     What was made before is kept. Nothing half-written is left: a folder of label maps appears when
-    it is whole, and the number of files is checked before that.
+    it is whole, and the number of files is checked before that. From the start of this call until
+    its end the data set does not count as ready.
 
     Args:
         name: of one of :data:`densedet.data.benchmarks.BENCHMARKS`.
         root: the folder of the data sets; default is the environment variable
             ``DETECTRON2_DATASETS``, or else "datasets".
-        any_count: accept other numbers of images than the official ones.
+        any_count: accept other numbers of images than the official ones, and training splits that
+            lack a class.
         force: make what was made before anew.
 
     Returns:
@@ -81,16 +83,25 @@ def prepare_dataset(
         OutputError: a file cannot be written.
     """
     folder, benchmark = datasets_root(root), find_benchmark(name)
+    manifest = _manifest(folder, name)
+    with writing(manifest):
+        manifest.unlink(missing_ok=True)
     missing = _missing(folder, benchmark, force)
     if missing:
-        raise DatasetError(f"{folder / missing[0]} does not exist; {benchmark.hint}")
+        others = f" (nor {', '.join(missing[1:])})" if missing[1:] else ""
+        raise DatasetError(f"{folder / missing[0]} does not exist{others}; {benchmark.hint}")
     expected: Mapping[str, int] = {} if any_count else benchmark.splits
-    _convert(folder, benchmark, expected, force)
+    kept = _convert(folder, benchmark, expected, force)
     benchmark.register(folder)
-    contents = {split: verify(split, expected.get(split)) for split in benchmark.splits}
+    try:
+        contents = _verify(benchmark, expected)
+    except (DatasetError, ImageError) as error:
+        if not kept:
+            raise
+        advice = f"{kept[0]} was made before; if it is that which does not fit, make it anew"
+        raise type(error)(f"{error}; {advice} with --force") from error
     record = {"densedet": __version__, "splits": {k: asdict(v) for k, v in contents.items()}}
-    with atomic_path(_manifest(folder, name)) as path:
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_text(manifest, json.dumps(record, indent=1))
     return contents
 
 
@@ -110,16 +121,18 @@ def dataset_state(name: str, root: str | os.PathLike[str] | None = None) -> Data
         return DatasetState(name, benchmark.title, status, text)
 
     if missing:
-        absent = not any((folder / source).exists() for source in benchmark.sources)
-        return state("missing" if absent else "incomplete", f"no {folder / missing[0]}")
+        archives = (*benchmark.sources, *benchmark.raw)
+        absent = not any((folder / source).exists() for source in archives)
+        text = f"no {', '.join([str(folder / missing[0]), *missing[1:]])}"
+        return state("missing" if absent else "incomplete", text)
     for conversion in benchmark.conversions(folder):
-        if not conversion.is_done():
-            path = next(path for path in conversion.outputs if not path.exists())
-            return state("unprepared", f"no {path}")
+        for path in conversion.missing():
+            return state("unprepared", f"{path} is empty" if path.exists() else f"no {path}")
     images = _verified_images(folder, name)
-    if not images:
+    if images.keys() != benchmark.splits.keys():
         return state("unverified", "all files are there")
-    return state("ready", ", ".join(f"{split}: {n:,} images" for split, n in images.items()))
+    counts = [f"{k}: {_count(images[k], n)}" for k, n in benchmark.splits.items()]
+    return state("ready", ", ".join(counts))
 
 
 def format_states(states: list[DatasetState]) -> str:
@@ -146,23 +159,43 @@ def find_benchmark(name: str) -> Benchmark:
 
 def _missing(folder: Path, benchmark: Benchmark, force: bool = False) -> list[str]:
     """The files of the archives that are not there; those for conversions unless all is made."""
-    made = all(conversion.is_done() for conversion in benchmark.conversions(folder))
+    made = not any(conversion.missing() for conversion in benchmark.conversions(folder))
     sources = benchmark.sources + (() if made and not force else benchmark.raw)
     return [source for source in sources if not (folder / source).exists()]
 
 
-def _convert(folder: Path, benchmark: Benchmark, expected: Mapping[str, int], force: bool) -> None:
-    """Find and count the sources of all that has to be made; then make it."""
-    found = []
+def _convert(
+    folder: Path, benchmark: Benchmark, expected: Mapping[str, int], force: bool
+) -> list[Path]:
+    """Find and count the sources of all that has to be made; make it; return what is kept."""
+    found, kept = [], []
     for conversion in benchmark.conversions(folder):
-        if conversion.is_done() and not force:
+        if not conversion.missing() and not force:
             logger.info("%s is there already", conversion.outputs[0])
+            kept.append(conversion.outputs[0])
             continue
         sources = conversion.sources()
         check_count(conversion.split, len(sources), expected.get(conversion.split))
         found.append((conversion, sources))
     for conversion, sources in found:
         conversion.write(sources)
+    return kept
+
+
+def _verify(benchmark: Benchmark, expected: Mapping[str, int]) -> dict[str, Contents]:
+    """Read all splits; those for training have every seen class if the counts are official."""
+    return {
+        split: verify(
+            split, expected.get(split), split in expected and split in benchmark.complete_splits
+        )
+        for split in benchmark.splits
+    }
+
+
+def _count(images: int, official: int) -> str:
+    if images == official:
+        return f"{images:,} images"
+    return f"a part, {images:,} of {official:,} images"
 
 
 def _manifest(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from densedet.data.images import read_image
 from densedet.errors import DatasetError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 
 MAX_ID = 256**3 - 1
 
@@ -40,5 +40,5 @@ def write_segment_map(path: str | os.PathLike[str], ids: NDArray[np.integer]) ->
             f"use ids from 0 to {MAX_ID}"
         )
     colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, writing(path):
         Image.fromarray(colours.astype(np.uint8)).save(temporary, format="PNG")

@@ -7,18 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import Conversion, LabelTable, label_conversion, mat_sources
-from densedet.data.mat_file import read_mat_matrix
-from densedet.data.semantic_format import register_semantic_format
+from densedet.data.semantic_format import IGNORED_16_BIT, register_semantic_format
 from densedet.errors import DatasetError
 from densedet.vocabulary import Category, Vocabulary
 from densedet.vocabulary.class_lists import unambiguous_names
 
-ADE20K_FULL_IGNORED = 65535
+ADE20K_FULL_IGNORED = IGNORED_16_BIT
 _ADE20K_FULL_CLASSES = 847
 COCO_STUFF, COCO_STUFF_PARTS = "coco/coco_stuff_10k", ("train", "test")
 ADE20K_FULL = "ADE20K_2021_17_01"
@@ -28,17 +24,18 @@ COCO_STUFF_HINT = (
     "run tools/prepare_datasets.py coco_stuff_10k, and set DETECTRON2_DATASETS=<root> (default: "
     "datasets)"
 )
-ADE20K_FULL_HINT = (
-    "ADE20K-Full (https://groups.csail.mit.edu/vision/datasets/ADE20K/): unpack it so that there "
-    f"is <root>/{ADE20K_FULL}/index_ade20k.pkl, run MaskFormer's "
-    "datasets/prepare_ade20k_full_sem_seg.py, which writes images_detectron2 and "
-    "annotations_detectron2, and set DETECTRON2_DATASETS=<root> (default: datasets)"
-)
 _CATEGORIES_HINT = (
     "densedet does not ship the names of the 847 classes; write them as JSON, a list of objects "
     "with 'name' and 'trainId' (the class's number in the label maps), from where the label maps "
     "were made: ADE20K_SEM_SEG_FULL_CATEGORIES in MaskFormer's "
     "datasets/prepare_ade20k_full_sem_seg.py is such a list"
+)
+ADE20K_FULL_HINT = (
+    "ADE20K-Full (https://groups.csail.mit.edu/vision/datasets/ADE20K/): unpack it so that there "
+    f"is <root>/{ADE20K_FULL}/index_ade20k.pkl, run MaskFormer's "
+    "datasets/prepare_ade20k_full_sem_seg.py, which writes images_detectron2 and "
+    "annotations_detectron2, and set DETECTRON2_DATASETS=<root> (default: datasets); the names are "
+    f"read from <root>/{ADE20K_FULL}/categories.json: {_CATEGORIES_HINT}"
 )
 
 
@@ -74,15 +71,12 @@ def coco_stuff10k_conversions(root: Path) -> Iterator[Conversion]:
     folder = root / COCO_STUFF
     table = LabelTable(range(2, 173), [1])
 
-    def read(path: Path) -> NDArray[np.unsignedinteger]:
-        return table(read_mat_matrix(path, "S").astype(np.int64), path)
-
     for part in COCO_STUFF_PARTS:
         names = folder / f"imageLists/{part}.txt"
         yield label_conversion(
             folder / f"annotations_detectron2/{part}",
             partial(mat_sources, folder / "annotations", names, COCO_STUFF_HINT),
-            read,
+            partial(table.of_matrix, variable="S"),
             f"coco_2017_{part}_stuff_10k_sem_seg",
         )
 

@@ -24,7 +24,7 @@ from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-IGNORED_LABEL = 255
+IGNORED_LABEL, IGNORED_16_BIT = 255, 65535
 _IMAGES = (".jpg", ".jpeg", ".png")
 _LABELS = (".png",)
 _LABELS_16_BIT = (".tif", ".tiff", ".png")

@@ -33,8 +33,8 @@ from tqdm import tqdm
 from densedet.data.segment_map import write_segment_map
 from densedet.data.semantic_format import IGNORED_LABEL
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
-from densedet.errors import DatasetError, OutputError
-from densedet.files import atomic_folder
+from densedet.errors import DatasetError
+from densedet.files import atomic_folder, writing
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -98,13 +98,8 @@ def write_shapes_world(
                 f"{target} holds another data set than the one asked for; choose another root "
                 "or replace it with --force"
             )
-    try:
+    with writing(target):
         _write_all(target, recipe)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written: {error.strerror or error}; choose another root, or check "
-            "permissions and free space"
-        ) from error
     return target
 
 

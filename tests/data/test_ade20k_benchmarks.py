@@ -1,5 +1,6 @@
 """ADE20K-150 semantic and panoptic on small files of the official layout."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,37 @@ def test_panoptic(root: Path) -> None:
         ("bed", [2, 0, 1, 1]),
         ("person", [2, 2, 1, 1]),
     ]
+
+
+def test_stuff_under_things_keeps_its_area(root: Path, save: Callable[..., Path]) -> None:
+    """MaskFormer's preparation counts it, and the verification knows; things are exact."""
+    name = f"{ADE}/annotations_instance/validation/ADE_val_1.png"
+    instances = np.zeros((4, 3, 3), dtype=np.uint8)
+    instances[0] = instances[3, 1:] = (1, 1, 0)  # a bed over all of the wall and of the sky
+    save(name, instances)
+    contents = prepare_dataset("ade20k_panoptic", root, any_count=True)
+    counts = contents["ade20k_panoptic_val"].counts
+    assert {label: n for label, n in counts.items() if n} == {"wall": 1, "sky": 1, "bed": 1}
+    path = root / ADE / "ade20k_panoptic_val.json"
+    content = json.loads(path.read_text())
+    segments = content["annotations"][0]["segments_info"]
+    assert [segment["area"] for segment in segments] == [3, 2, 5]
+    for i, area, message in ((2, 6, "5 pixels of segment 3,.* 6"), (0, 0, "0 pixels of segment 1")):
+        segments[i]["area"] = area
+        path.write_text(json.dumps(content))
+        with pytest.raises(DatasetError, match=message):
+            prepare_dataset("ade20k_panoptic", root, any_count=True)
+        segments[i]["area"] = 5
+
+
+def test_a_half_extracted_instance_folder_is_found_first(root: Path) -> None:
+    (root / ADE / "annotations_instance/validation/ADE_val_1.png").unlink()
+    message = (
+        r"annotations_instance/validation/ADE_val_1\.png does not exist \(1 of 1 are missing\)"
+    )
+    with pytest.raises(DatasetError, match=f"{message}; ADE20K"):
+        prepare_dataset("ade20k_panoptic", root, any_count=True)
+    assert not (root / ADE / "ade20k_panoptic_train").exists()
 
 
 def test_instances_that_do_not_fit(root: Path, save: Callable[..., Path]) -> None:

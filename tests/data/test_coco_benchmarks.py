@@ -69,6 +69,23 @@ def test_wrong_ids_are_named(panoptic: Path) -> None:
     assert not (panoptic / ".densedet").exists()
 
 
+def test_segments_without_pixels_and_of_another_area(panoptic: Path) -> None:
+    path = panoptic / "coco/panoptic_val2017/1.png"
+    whole = path.read_bytes()
+    write_segment_map(path, np.zeros((4, 3), dtype=np.int64))
+    message = (
+        r"panoptic_val2017/1\.png has 0 pixels of segment 5, but the annotation of image 1 says"
+    )
+    with pytest.raises(DatasetError, match=f"{message} 4; unpack or prepare both again"):
+        prepare_dataset("coco_panoptic", panoptic, any_count=True)
+    path.write_bytes(whole)
+    content = json.loads(_file(panoptic, "val").read_text())
+    content["annotations"][0]["segments_info"][0]["area"] = 4000
+    _write(panoptic, "val", content)
+    with pytest.raises(DatasetError, match=r"has 4 pixels of segment 5, but .* image 1 says 4000;"):
+        prepare_dataset("coco_panoptic", panoptic, any_count=True)
+
+
 def test_map_of_another_size_and_a_corrupt_one(panoptic: Path) -> None:
     path = panoptic / "coco/panoptic_val2017/1.png"
     path.write_bytes(path.read_bytes()[:50])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import io as scipy_io
 
 from densedet.data.conversion import (
     LabelTable,
@@ -17,7 +18,7 @@ from densedet.data.conversion import (
 )
 from densedet.data.mat_file import read_mat_matrix
 from densedet.data.segment_map import read_segment_map
-from densedet.errors import DatasetError, ImageError
+from densedet.errors import DatasetError, ImageError, OutputError
 from densedet.vocabulary import Category, Vocabulary
 
 
@@ -37,6 +38,15 @@ def test_label_table_of_16_bits() -> None:
     assert (indices.dtype, indices.tolist()) == (np.uint16, [[65535, 0, 458]])
 
 
+@pytest.mark.parametrize("label", [-1, -65535, 65536, 70000, 1.5, float("nan"), float("inf")])
+def test_labels_that_no_table_has(label: float) -> None:
+    table = LabelTable([0, 1, 2, 4464, 65535], [])
+    with pytest.raises(DatasetError, match=rf"x\.mat has the label {label}, which none of the 5"):
+        table(np.array([[1, label]]), "x.mat")
+    indices = table(np.array([[2.0, 65535.0]]), "x.mat")
+    assert (indices.dtype, indices.tolist()) == (np.uint8, [[2, 4]])
+
+
 def test_a_folder_of_label_maps_appears_when_it_is_whole(tmp_path: Path) -> None:
     sources = {"sub/a": tmp_path / "a", "b": tmp_path / "b"}
 
@@ -48,11 +58,13 @@ def test_a_folder_of_label_maps_appears_when_it_is_whole(tmp_path: Path) -> None
     conversion = label_conversion(tmp_path / "out", lambda: sources, read, "split")
     with pytest.raises(ImageError, match="b is truncated"):
         conversion.write(conversion.sources())
-    assert not conversion.is_done()
+    assert conversion.missing() == [tmp_path / "out"]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "b").touch()
+    (tmp_path / "out/sub").mkdir(parents=True)
+    assert conversion.missing() == [tmp_path / "out"], "a folder without a file"
     conversion.write(conversion.sources())
-    assert conversion.is_done()
+    assert conversion.missing() == []
     assert np.array_equal(Image.open(tmp_path / "out/sub/a.png"), np.full((2, 3), ord("a")))
     assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["a.png", "b.png"]
 
@@ -71,7 +83,7 @@ def test_panoptic_files(tmp_path: Path) -> None:
         tmp_path / "pan", categories, lambda: {"x_pan": tmp_path}, lambda _: image, "split"
     )
     conversion.write(conversion.sources())
-    assert conversion.is_done()
+    assert conversion.missing() == []
     assert np.array_equal(read_segment_map(tmp_path / "pan/x_pan.png"), ids)
     assert json.loads((tmp_path / "pan.json").read_text()) == {
         "images": [{"id": "x"}],
@@ -83,10 +95,50 @@ def test_panoptic_files(tmp_path: Path) -> None:
     }
 
 
+def test_a_corrupt_source_leaves_the_former_panoptic_files(tmp_path: Path) -> None:
+    image = PanopticImage({"id": "x"}, np.ones((2, 2), dtype=np.int64), [])
+
+    def read(path: Path) -> PanopticImage:
+        if path.exists():
+            raise ImageError(f"{path} is truncated")
+        return image
+
+    conversion = panoptic_conversion(
+        tmp_path / "pan", [], lambda: {"x": tmp_path / "source"}, read, "split"
+    )
+    conversion.write(conversion.sources())
+    former = (tmp_path / "pan.json").read_text()
+    (tmp_path / "source").touch()
+    with pytest.raises(ImageError, match="source is truncated"):
+        conversion.write(conversion.sources())
+    assert conversion.missing() == []
+    assert (tmp_path / "pan.json").read_text() == former
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ids = np.ones((2, 2), dtype=np.uint8)
+    image = PanopticImage({"id": "x"}, ids, [])
+    sources = {"sub/x": tmp_path / "source"}
+    labels = label_conversion(tmp_path / "maps", lambda: sources, lambda _: ids, "split")
+    panoptic = panoptic_conversion(tmp_path / "pan", [], lambda: sources, lambda _: image, "split")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match=r"maps/sub/x\.png cannot be written: No space left"):
+        labels.write(sources)
+    with pytest.raises(OutputError, match=r"sub/x\.png cannot be written: No space left"):
+        panoptic.write(sources)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match=r"pan\.json cannot be written: No space left"):
+        panoptic.write(sources)
+    assert panoptic.missing() == [tmp_path / "pan.json"]
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float64"])
 def test_matrices_equal_scipys(tmp_path: Path, dtype: str, compressed: bool) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "a.mat"
     expected = np.random.default_rng(0).integers(0, 250, (7, 5)).astype(dtype)
     variables = {"names": np.array(["a", "bc"], dtype=object), "x": expected[:1, :1], "S": expected}
@@ -98,7 +150,6 @@ def test_matrices_equal_scipys(tmp_path: Path, dtype: str, compressed: bool) -> 
 
 
 def test_files_that_hold_no_matrix(tmp_path: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "a.mat"
     with pytest.raises(DatasetError, match=r"a\.mat cannot be read: No such file"):
         read_mat_matrix(path, "S")

@@ -9,6 +9,7 @@ from detectron2.data import detection_utils
 from PIL import Image, ImageFile
 
 from densedet.data import read_image
+from densedet.data.images import image_size
 from densedet.errors import ImageError
 
 
@@ -104,3 +105,17 @@ def test_truncated_png(pixels: np.ndarray, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ImageError, match=r"cut\.png is truncated or corrupt"):
         read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0no directory", 1, 3, 6, 8])
+def test_size_is_that_of_the_image_that_is_read(
+    pixels: np.ndarray, tmp_path: Path, suffix: str, exif: bytes | int
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if isinstance(exif, int):
+        orientation = Image.Exif()
+        orientation[0x0112] = exif
+        exif = orientation.tobytes()
+    Image.fromarray(pixels).save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2]

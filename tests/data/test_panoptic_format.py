@@ -137,8 +137,24 @@ def _segment(data):
         (lambda d: d["annotations"][1].update(segments_info={}), "image 4 .*no list"),
         (lambda d: _segment(d).pop("bbox"), "segment .*'id': 8.* of image 4 needs bbox"),
         (lambda d: _segment(d).update(id=3), "segment 3 in .*image 4 occurs twice"),
-        (lambda d: _segment(d).update(id=256**3), "segment 16777216 in .*image 4 .*no colour"),
-        (lambda d: _segment(d).update(id="8"), "segment 8 in .*image 4 .*no colour"),
+        (lambda d: _segment(d).update(id=256**3), "segment 16777216 in .*image 4 .*no segment in"),
+        (lambda d: _segment(d).update(id="8"), "segment 8 in .*image 4 .*no segment in a PNG"),
+        (lambda d: _segment(d).update(id=0), "segment 0 in .*image 4 .*no segment in a PNG"),
+        (lambda d: _segment(d).update(id=True), "segment True in .*image 4 .*no segment in a PNG"),
+        (lambda d: _segment(d).update(category_id=[7]), r"segment 8 .* category_id \[7\].*lacks"),
+        (lambda d: _segment(d).update(iscrowd=None), "segment 8 .*image 4 has iscrowd=None; give"),
+        (
+            lambda d: d["images"][1].update(id=[4]),
+            r"image {'id': \[4\].* cannot be one; give whole",
+        ),
+        (lambda d: d["images"][1].update(id="4"), "image {'id': '4'.* cannot be one; give whole"),
+        (lambda d: d["images"][1].update(file_name=None), "image 4 has a 'file_name' that is no"),
+        (
+            lambda d: d["categories"][1].update(id=[7]),
+            r"category {'id': \[7\].* cannot be one; give",
+        ),
+        (lambda d: d["annotations"][1].update(image_id=[4]), r"image \[4\] .*not in 'images'"),
+        (lambda d: d["annotations"][1].update(file_name=None), "image 4 has a 'file_name' that"),
         (lambda d: _segment(d).update(category_id=8), "segment 8 .* category_id 8.*lacks"),
         (lambda d: _segment(d).update(bbox=[1, 2, 3]), "segment 8 .*four numbers"),
         (lambda d: _segment(d).update(bbox=[1, 2, float("nan"), 4]), "segment 8 .*not finite"),
@@ -199,7 +215,7 @@ def test_coco_panoptic_val_is_found_in_its_usual_place(tmp_path):
         {"id": 1, "name": "person", "isthing": 1},
     ]
     segments = [{"id": 1, "category_id": c["id"], "bbox": [0, 0, 9, 9]} for c in categories]
-    segments = [{**segment, "id": i} for i, segment in enumerate(segments)]
+    segments = [{**segment, "id": i} for i, segment in enumerate(segments, 1)]
     content = {
         "images": [{"id": 1, "file_name": "1.jpg", "height": 9, "width": 9}],
         "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from scipy import io as scipy_io
 
 from densedet.data.pascal import context_vocabulary, register_context, register_voc_20
 from densedet.data.prepare import prepare_dataset
@@ -14,6 +15,7 @@ from densedet.errors import DatasetError, VocabularyError
 
 VOC, CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
 LABELS = np.array([[0, 1, 20], [255, 2, 0], [0, 0, 0], [3, 3, 3]], dtype=np.uint8)
+CONTEXT_LABELS = np.array([[0, 1, 59], [59, 2, 0], [0, 0, 0], [3, 3, 3]], dtype=np.uint8)
 
 
 def _lists(folder: Path) -> None:
@@ -38,20 +40,25 @@ def voc(tmp_path: Path, save: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def context(tmp_path: Path, save: Callable[..., Path]) -> Path:
-    """Three images with the labels of both numbers of classes."""
-    scipy_io = pytest.importorskip("scipy.io")
+    """Three images with the labels of 59 classes, and the lists of both numbers of classes."""
     for name in ("2007_a", "2007_b", "2007_c"):
         save(f"{CONTEXT}/JPEGImages/{name}.jpg")
-        labels = np.array([[0, 1, 59], [59, 2, 0], [0, 0, 0], [3, 3, 3]])
-        save(f"{CONTEXT}/59_context_labels/{name}.png", labels.astype(np.uint8))
-        (tmp_path / CONTEXT / "trainval").mkdir(exist_ok=True)
-        labels = np.where(labels == 59, 459, labels).astype(np.uint16)
-        scipy_io.savemat(tmp_path / CONTEXT / f"trainval/{name}.mat", {"LabelMap": labels})
+        save(f"{CONTEXT}/59_context_labels/{name}.png", CONTEXT_LABELS)
     _lists(tmp_path / CONTEXT / "ImageSets/Main")
     for name, classes in (("59_labels.txt", 59), ("labels.txt", 459)):
         lines = [f"{i}: class{i}\n" for i in range(1, classes + 1)]
         (tmp_path / CONTEXT / name).write_text("".join(lines))
     return tmp_path
+
+
+@pytest.fixture
+def context_459(context: Path) -> Path:
+    """The same images with the labels of 459 classes."""
+    (context / CONTEXT / "trainval").mkdir()
+    labels = np.where(CONTEXT_LABELS == 59, np.uint16(459), CONTEXT_LABELS)
+    for name in ("2007_a", "2007_b", "2007_c"):
+        scipy_io.savemat(context / CONTEXT / f"trainval/{name}.mat", {"LabelMap": labels})
+    return context
 
 
 def test_voc_20(voc: Path) -> None:
@@ -108,8 +115,8 @@ def test_context_59(context: Path) -> None:
     assert MetadataCatalog.get("context_59_val").ignore_label == 255
 
 
-def test_context_459(context: Path) -> None:
-    contents = prepare_dataset("context_459", context, any_count=True)
+def test_context_459(context_459: Path) -> None:
+    contents = prepare_dataset("context_459", context_459, any_count=True)
     assert contents["context_459_train"].counts["class459"] == 4
     assert contents["context_459_train"].ignored == 10
     (record,) = DatasetCatalog.get("context_459_val")
@@ -136,7 +143,25 @@ def test_context_names(context: Path) -> None:
         register_context(59, context)
 
 
-def test_context_without_a_mat_file(context: Path) -> None:
-    (context / CONTEXT / "trainval/2007_b.mat").unlink()
+def test_names_that_voc_writes_as_one_word_are_prompted_as_two(context: Path) -> None:
+    for classes, name in ((59, "59_labels.txt"), (459, "labels.txt")):
+        path = context / CONTEXT / name
+        text = path.read_text().replace("class7\n", "pottedplant\n")
+        path.write_text(text.replace("class8\n", "bedclothes\n"))
+        vocabulary = context_vocabulary(classes, context)
+        assert vocabulary.labels[5:8] == ("class6", "pottedplant", "bedclothes")
+        assert vocabulary.synonyms[5:8] == ("class6", "potted plant", "bedclothes")
+
+
+@pytest.mark.parametrize("label", [-1, 65537, 2.5])
+def test_context_label_that_cannot_be(context_459: Path, label: float) -> None:
+    path = context_459 / CONTEXT / "trainval/2007_b.mat"
+    scipy_io.savemat(path, {"LabelMap": np.full((4, 3), label)})
+    with pytest.raises(DatasetError, match=rf"2007_b\.mat has the label {label}.*, which none of"):
+        prepare_dataset("context_459", context_459, any_count=True)
+
+
+def test_context_without_a_mat_file(context_459: Path) -> None:
+    (context_459 / CONTEXT / "trainval/2007_b.mat").unlink()
     with pytest.raises(DatasetError, match=r"2007_b\.mat does not exist \(1 of 2 are missing\)"):
-        prepare_dataset("context_459", context, any_count=True)
+        prepare_dataset("context_459", context_459, any_count=True)

@@ -1,20 +1,24 @@
 """Preparing data sets again and from broken input, and what the doctor says of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from densedet import cli, doctor
-from densedet.data import register_all
+from densedet.data import prepare, register_all
 from densedet.data.benchmarks import BENCHMARKS
+from densedet.data.images import image_size, read_image
 from densedet.data.prepare import dataset_state, prepare_dataset
 from densedet.data.verification import Contents
 from densedet.errors import DatasetError, ImageError
+from densedet.vocabulary import Vocabulary
 
 ADE = "ADEChallengeData2016"
 
@@ -89,9 +93,13 @@ def test_label_map_of_another_size(ade: Path, save: Callable[..., Path]) -> None
 
 def test_missing_archive_is_explained(tmp_path: Path) -> None:
     for name, benchmark in BENCHMARKS.items():
-        with pytest.raises(DatasetError, match="does not exist; ") as caught:
+        with pytest.raises(DatasetError, match="does not exist") as caught:
             prepare_dataset(name, tmp_path)
         assert str(caught.value).endswith(benchmark.hint)
+        files = [*benchmark.sources, *benchmark.raw]
+        assert all(Path(file).name in benchmark.hint for file in files), files
+        assert all(file in str(caught.value) for file in files)
+        assert all(file in dataset_state(name, tmp_path).text for file in files)
         assert "http" in benchmark.hint and "<root>/" in benchmark.hint
     with pytest.raises(DatasetError, match="no data set named 'coco'; choose one of ov_coco, "):
         prepare_dataset("coco", tmp_path)
@@ -100,6 +108,8 @@ def test_missing_archive_is_explained(tmp_path: Path) -> None:
 def test_states(ade: Path, tmp_path: Path) -> None:
     assert dataset_state("voc_20", ade).status == "missing"
     assert dataset_state("ade20k_panoptic", ade).status == "incomplete"
+    (ade / "VOCdevkit/VOC2012/SegmentationClass").mkdir(parents=True)
+    assert dataset_state("voc_20", ade).status == "incomplete", "also what is converted counts"
     state = dataset_state("ade20k_150", ade)
     assert state.status == "unprepared"
     assert state.text.endswith("annotations_detectron2/training")
@@ -107,11 +117,123 @@ def test_states(ade: Path, tmp_path: Path) -> None:
     prepare_dataset("ade20k_150", ade, any_count=True)
     state = dataset_state("ade20k_150", ade)
     assert (state.status, state.remedy) == ("ready", "")
-    assert state.text == "ade20k_150_train: 2 images, ade20k_150_val: 2 images"
+    assert state.text == (
+        "ade20k_150_train: a part, 2 of 20,210 images, ade20k_150_val: a part, 2 of 2,000 images"
+    )
     record = json.loads((ade / ".densedet/ade20k_150.json").read_text())
     assert record["splits"]["ade20k_150_val"]["counts"]["wall"] == 24
-    (ade / ".densedet/ade20k_150.json").write_text("cut")
+    for split, number in BENCHMARKS["ade20k_150"].splits.items():
+        record["splits"][split]["images"] = number
+    (ade / ".densedet/ade20k_150.json").write_text(json.dumps(record))
+    state = dataset_state("ade20k_150", ade)
+    assert state.text == "ade20k_150_train: 20,210 images, ade20k_150_val: 2,000 images"
+    del record["splits"]["ade20k_150_val"]
+    for text in (json.dumps(record), "cut"):
+        (ade / ".densedet/ade20k_150.json").write_text(text)
+        assert dataset_state("ade20k_150", ade).status == "unverified"
+    folder = ade / ADE / "annotations_detectron2/training"
+    for path in folder.iterdir():
+        path.unlink()
+    state = dataset_state("ade20k_150", ade)
+    assert (state.status, state.text) == ("unprepared", f"{folder} is empty")
+
+
+def test_what_is_broken_later_is_not_ready(ade: Path) -> None:
+    prepare_dataset("ade20k_150", ade, any_count=True)
+    path = ade / ADE / "annotations_detectron2/training/a.png"
+    path.write_bytes(path.read_bytes()[:45])
+    advice = r"annotations_detectron2/training was made before; .* make it anew with --force"
+    with pytest.raises(ImageError, match=rf"a\.png is truncated or corrupt .*; .*{advice}"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
     assert dataset_state("ade20k_150", ade).status == "unverified"
+    prepare_dataset("ade20k_150", ade, any_count=True, force=True)
+    assert dataset_state("ade20k_150", ade).status == "ready"
+
+
+def test_more_images_after_a_part_name_the_option(ade: Path, save: Callable[..., Path]) -> None:
+    prepare_dataset("ade20k_150", ade, any_count=True)
+    save(f"{ADE}/images/training/c.jpg")
+    save(f"{ADE}/annotations/training/c.png", np.ones((4, 3), dtype=np.uint8))
+    with pytest.raises(DatasetError, match=r"c\.jpg has no label map .*made before; .* --force"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
+    contents = prepare_dataset("ade20k_150", ade, any_count=True, force=True)
+    assert contents["ade20k_150_train"].images == 3
+
+
+def test_every_class_occurs_in_official_training_splits(
+    ade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official = BENCHMARKS["ade20k_150"]
+    splits = dict.fromkeys(official.splits, 2)
+    table = {**BENCHMARKS, "ade20k_150": replace(official, splits=splits)}
+    monkeypatch.setattr(prepare, "BENCHMARKS", table)
+    message = (
+        "ade20k_150_train has no annotation of building, sky, floor, tree, ceiling and 144 more, "
+        "which the official data set has: unpack the archives again, or .* --any-count"
+    )
+    with pytest.raises(DatasetError, match=message):
+        prepare_dataset("ade20k_150", ade)
+    assert dataset_state("ade20k_150", ade).status == "unverified"
+    table["ade20k_150"] = replace(official, splits=splits, rare_classes=True)
+    assert len(prepare_dataset("ade20k_150", ade)) == 2
+    complete = {name for name, benchmark in BENCHMARKS.items() if benchmark.complete_splits}
+    assert complete == set(BENCHMARKS) - {"context_459"}
+    assert BENCHMARKS["ov_coco"].complete_splits == ("ov_coco_train_seen",)
+
+
+def _coco(root: Path, names: Iterable[str]) -> None:
+    """One image of 4 x 3 a split with one box of the first category, and these categories."""
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
+    images = [{"id": 1, "file_name": "1.jpg", "height": 4, "width": 3}]
+    content = {"images": images, "annotations": [box], "categories": categories}
+    (root / "coco/annotations").mkdir(parents=True, exist_ok=True)
+    for part in ("train", "val"):
+        path = root / f"coco/annotations/instances_{part}2017.json"
+        path.write_text(json.dumps(content))
+
+
+def test_only_seen_classes_have_to_occur(
+    tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("train", "val"):
+        save(f"coco/{part}2017/1.jpg")
+    _coco(tmp_path, Vocabulary.named("ov_coco").labels)
+    contents = prepare_dataset("ov_coco", tmp_path, any_count=True)
+    assert contents["ov_coco_train_seen"].counts["person"] == 1
+    splits = dict.fromkeys(BENCHMARKS["ov_coco"].splits, 1)
+    table = {"ov_coco": replace(BENCHMARKS["ov_coco"], splits=splits)}
+    monkeypatch.setattr(prepare, "BENCHMARKS", table)
+    with pytest.raises(DatasetError, match="ov_coco_train_seen has no .* and 42 more, which"):
+        prepare_dataset("ov_coco", tmp_path)
+
+
+def test_every_category_has_to_be_listed(tmp_path: Path, save: Callable[..., Path]) -> None:
+    for part in ("train", "val"):
+        save(f"coco/{part}2017/1.jpg")
+    labels = Vocabulary.named("ov_coco").labels
+    _coco(tmp_path, [label for label in labels if label not in ("bicycle", "cat")])
+    message = r"instances_train2017\.json has no category bicycle, cat; it belongs to another data"
+    with pytest.raises(DatasetError, match=message):
+        prepare_dataset("ov_coco", tmp_path, any_count=True)
+
+
+@pytest.mark.parametrize(("orientation", "labels_fit"), [(None, False), (6, True), (3, False)])
+def test_the_size_of_an_image_is_that_after_its_exif_orientation(
+    ade: Path, save: Callable[..., Path], orientation: int | None, labels_fit: bool
+) -> None:
+    path = ade / f"{ADE}/images/training/b.jpg"
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(np.zeros((4, 3, 3), dtype=np.uint8)).save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2]
+    save(f"{ADE}/annotations/training/b.png", np.ones((3, 4), dtype=np.uint8))
+    if labels_fit:
+        assert len(prepare_dataset("ade20k_150", ade, any_count=True)) == 2
+        return
+    with pytest.raises(DatasetError, match=r"training/b\.png has another size than its image"):
+        prepare_dataset("ade20k_150", ade, any_count=True)
 
 
 def test_the_raw_files_are_not_needed_afterwards(ade: Path) -> None:
@@ -188,8 +310,17 @@ def test_objects365(objects: Path) -> None:
     for part in ("train", "val"):
         (record,) = DatasetCatalog.get(f"objects365_{part}")
         assert record["annotations"][0]["category_id"] == 364
-    (objects / "objects365v1/val/1.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"objects365v1/val/1\.jpg does not exist; unpack"):
+    path = objects / "objects365v1/val/1.jpg"
+    Image.fromarray(np.zeros((3, 4, 3), dtype=np.uint8)).save(path)
+    with pytest.raises(
+        DatasetError, match=r"1\.jpg has another size than the annotation says, 3x4"
+    ):
+        prepare_dataset("objects365", objects, any_count=True)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match=r"objects365v1/val/1\.jpg is not an image"):
+        prepare_dataset("objects365", objects, any_count=True)
+    path.unlink()
+    with pytest.raises(ImageError, match=r"objects365v1/val/1\.jpg does not exist; check"):
         prepare_dataset("objects365", objects, any_count=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from scipy import io as scipy_io
 
 from densedet.data import (
     ade20k_full_vocabulary,
@@ -142,6 +143,8 @@ def test_missing_folders_say_what_is_to_do(root: Path) -> None:
         DatasetCatalog.get("coco_2017_train_stuff_10k_sem_seg")
     with pytest.raises(DatasetError, match=r"categories\.json does not exist; densedet does"):
         register_ade20k_full()
+    with pytest.raises(DatasetError, match=r"ADE20K-Full .*categories\.json: densedet does not"):
+        prepare_dataset("ade20k_full", root)
     _write_categories(root, RECORDS)
     register_ade20k_full()
     with pytest.raises(DatasetError, match=r"does not exist; ADE20K-Full .*prepare_ade20k"):
@@ -197,7 +200,6 @@ def test_labels_of_version_1_1_are_refused(root: Path) -> None:
 @pytest.fixture
 def stuff(root: Path, save: Callable[..., Path]) -> Path:
     """COCO-Stuff10k as its archive has it: three images, two of them for training."""
-    scipy_io = pytest.importorskip("scipy.io")
     (root / STUFF / "annotations").mkdir(parents=True)
     (root / STUFF / "imageLists").mkdir()
     for name in ("a", "b", "c"):
@@ -222,7 +224,6 @@ def test_coco_stuff10k_from_its_archive(stuff: Path) -> None:
 
 
 def test_coco_stuff10k_of_another_version(stuff: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
     labels = np.full((4, 3), 182, dtype=np.uint8)
     scipy_io.savemat(stuff / STUFF / "annotations/b.mat", {"S": labels})
     with pytest.raises(DatasetError, match=r"b\.mat has the label 182, which none of the 171"):

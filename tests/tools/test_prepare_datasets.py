@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from densedet.cli import exit_code
+from densedet.data.benchmarks import BENCHMARKS
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_datasets.py"
 STUFF = "coco/coco_stuff_10k"
@@ -57,10 +58,21 @@ def test_summary_of_each_split(
     assert "has 1 images, but the official data set has 9,000" in capsys.readouterr().err
 
 
+def test_help_names_the_data_sets(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in BENCHMARKS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["voc_20"], "VOCdevkit/VOC2012/JPEGImages does not exist; PASCAL VOC 2012 (http"),
+        (
+            ["voc_20"],
+            "VOCdevkit/VOC2012/JPEGImages does not exist (nor VOCdevkit/VOC2012/ImageSets/"
+            "Segmentation, VOCdevkit/VOC2012/SegmentationClass); PASCAL VOC 2012 (http",
+        ),
         (["voc"], "invalid choice: 'voc'"),
         ([], "the following arguments are required: NAME"),
     ],
