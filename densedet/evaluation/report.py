@@ -197,7 +197,7 @@ but never a box, a mask or one of these scenes.</p>
 of at least 20 %.</p>{_figures(pictures)}
 <h2>Things and stuff, by other words</h2>
 <p>The Panoptic FPN, asked for eight kinds of things (star, ring, ball, ...), each with its eight
-coloured names as synonyms, instead of the 64 words of its training.</p>
+coloured names as synonyms, instead of the words of its training.</p>
 {_figures(panoptic_pictures)}
 <h2>Facts</h2><table>{stated}</table>
 </body></html>
