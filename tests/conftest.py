@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,34 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["DENSEDET_CACHE"]
     if before is not None:
         os.environ["DENSEDET_CACHE"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data_sets_of_a_module() -> Iterator[None]:
+    """Let the catalogs forget what the tests of a file registered."""
+    with _forgetting():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _data_sets_of_a_test() -> Iterator[None]:
+    """Let the catalogs forget what a test registered."""
+    with _forgetting():
+        yield
+
+
+@contextmanager
+def _forgetting() -> Iterator[None]:
+    if importlib.util.find_spec("detectron2") is None:
+        yield
+        return
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = [(catalog, set(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, names in before:
+        for name in set(catalog) - names:
+            catalog.pop(name)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
-"""A tiny COCO-format data set on disk, and catalogs that forget what a test registered."""
+"""A tiny COCO-format data set on disk."""
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,3 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return save_image
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs() -> Iterator[None]:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.pop(name)

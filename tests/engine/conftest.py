@@ -51,11 +51,9 @@ def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(autouse=True)
 def _restore_process() -> Iterator[None]:
-    """Leave threads, loggers and data sets as other tests expect them."""
+    """Leave threads and loggers as other tests expect them."""
     import torch
-    from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    data_sets = set(DatasetCatalog), set(MetadataCatalog)
     threads = torch.get_num_threads()
     names = ("densedet", "detectron2", "fvcore")
     before = [
@@ -67,6 +65,3 @@ def _restore_process() -> Iterator[None]:
         log.setLevel(level)
         log.propagate = propagate
         log.handlers[:] = handlers
-    for catalog, known in zip((DatasetCatalog, MetadataCatalog), data_sets, strict=True):
-        for name in set(catalog) - known:
-            catalog.pop(name)

@@ -1,7 +1,8 @@
-"""Random ground truth and detections, and catalogs that forget what a test registered."""
+"""Random ground truth and detections, and the processes that a test leaves."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,8 @@ def write_json(tmp_path: Path) -> Callable[[Any], Path]:
     return write
 
 
-@pytest.fixture(autouse=True)
-def _clean_catalogs() -> Iterator[None]:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.pop(name)
+@pytest.fixture
+def new_processes() -> Callable[[], list[Any]]:
+    """Tells the children of this process that are alive and were not before the test."""
+    before = multiprocessing.active_children()
+    return lambda: [child for child in multiprocessing.active_children() if child not in before]

@@ -5,8 +5,8 @@ import copy
 import io
 import json
 import math
-import multiprocessing
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from densedet.errors import ConfigError, DatasetError, ImageError
 from densedet.evaluation import OpenVocabularyPanopticEvaluator
 from densedet.vocabulary import Category, Vocabulary
 
+NewProcesses = Callable[[], list[Any]]
 Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 
 DETECTRON2 = [f"{key}{group}" for key in ("PQ", "SQ", "RQ") for group in ("", "_th", "_st")]
@@ -250,13 +251,13 @@ def test_wrong_predictions(name: str, files: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_errors_in_workers(workers: int, name: str) -> None:
+def test_errors_in_workers(workers: int, name: str, new_processes: NewProcesses) -> None:
     evaluator = OpenVocabularyPanopticEvaluator(name, workers=workers)
     (sample, output), *_ = predict(name)
     evaluator.process([sample], [{"panoptic_seg": (output["panoptic_seg"][0], [])}])
     with pytest.raises(DatasetError, match=r"prediction of image 1 \(000000.jpg\): id 1 is in its"):
         evaluator.evaluate()
-    assert not multiprocessing.active_children()
+    assert new_processes() == []
 
 
 @pytest.mark.parametrize("area", [None, 0, "9"])

@@ -1,14 +1,17 @@
 """Tasks here and in workers: order, errors, processes that end."""
 
-import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from densedet.errors import ConfigError
 from densedet.evaluation.parallel import TaskPool
+
+NewProcesses = Callable[[], list[Any]]
 
 
 def _square(number: int) -> tuple[int, int]:
@@ -25,7 +28,7 @@ def _die() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_results_are_in_the_order_of_the_calls(workers: int) -> None:
+def test_results_are_in_the_order_of_the_calls(workers: int, new_processes: NewProcesses) -> None:
     pool: TaskPool[str, tuple[int, int]] = TaskPool(workers)
     for number in range(20):
         assert f"task {number}" not in pool
@@ -36,7 +39,7 @@ def test_results_are_in_the_order_of_the_calls(workers: int) -> None:
     assert [square for _, square in results.values()] == [number**2 for number in range(20)]
     processes = {process for process, _ in results.values()}
     assert (processes == {os.getpid()}) == (workers == 0) and len(processes) <= max(workers, 1)
-    assert not multiprocessing.active_children()
+    assert new_processes() == []
 
     assert pool.finish() == results
     pool.submit("more", _square, 5)
@@ -46,22 +49,22 @@ def test_results_are_in_the_order_of_the_calls(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_errors(workers: int) -> None:
+def test_errors(workers: int, new_processes: NewProcesses) -> None:
     pool: TaskPool[int, None] = TaskPool(workers)
     with pytest.raises(ValueError, match="task 0"):
         for number in range(30):
             pool.submit(number, _fail, number)
-    assert not multiprocessing.active_children()
+    assert new_processes() == []
 
 
-def test_a_killed_worker() -> None:
+def test_a_killed_worker(new_processes: NewProcesses) -> None:
     pool: TaskPool[int, None] = TaskPool(1)
     pool.submit(0, _die)
     with pytest.raises(ConfigError, match="one of 1 evaluation workers was killed"):
         for number in range(1, 30):
             pool.submit(number, _square, number)
         pool.finish()
-    assert not multiprocessing.active_children()
+    assert new_processes() == []
 
 
 def test_fewer_than_no_workers() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from densedet import model_zoo
@@ -66,15 +65,6 @@ SETS = {
         f"{CITY}_gtFine_leftImg8bit.png",
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.pop(name)
 
 
 @pytest.fixture

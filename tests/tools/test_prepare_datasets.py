@@ -1,7 +1,6 @@
 """The command line of tools/prepare_datasets.py."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +13,6 @@ from densedet.data.benchmarks import BENCHMARKS
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_datasets.py"
 STUFF = "coco/coco_stuff_10k"
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs() -> Iterator[None]:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.pop(name)
 
 
 @pytest.fixture

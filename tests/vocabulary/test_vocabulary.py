@@ -131,12 +131,9 @@ def test_seen_by_goes_by_all_names_that_training_had_labels_of() -> None:
 
 
 def test_with_stuff_appends() -> None:
-    both = PETS.with_stuff(Vocabulary.parse("grass,lawn;sky"))
-    assert both.labels == (*PETS.labels, "grass", "sky") and both.synonyms[-3:] == (
-        "grass",
-        "lawn",
-        "sky",
-    )
+    both = PETS.with_stuff(Vocabulary.parse("sea,water;sky"))
+    assert both.labels == (*PETS.labels, "sea", "sky")
+    assert both.synonyms[-3:] == ("sea", "water", "sky")
     assert both.kinds == (*PETS.kinds, "stuff", "stuff")
     with pytest.raises(VocabularyError, match="already used"):
         PETS.with_stuff(Vocabulary.parse(PETS.labels[0]))
