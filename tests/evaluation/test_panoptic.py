@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
