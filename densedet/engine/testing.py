@@ -33,7 +33,7 @@ from densedet.engine.config import build
 from densedet.engine.hooks import evaluation_weights
 from densedet.engine.vocabulary_check import check_loader, check_vocabulary
 from densedet.errors import ConfigError
-from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.evaluation.results import PROVENANCE, write_results
 from densedet.vocabulary import Vocabulary
 

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from densedet.data.annotation_file import read_annotation_file
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.evaluation.ground_truth import (
     check_images,
     coco_api,
@@ -20,7 +21,6 @@ from densedet.evaluation.ground_truth import (
     restrict_ground_truth,
 )
 from densedet.evaluation.open_vocabulary import (
-    OpenVocabularyEvaluator,
     at_iou,
     class_ap,
     mean_of_valid,

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from densedet.data.annotation_file import read_annotation_file
 from densedet.errors import ConfigError, DatasetError
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.evaluation.ground_truth import (
     check_images,
     registered_metadata,
@@ -20,7 +21,6 @@ from densedet.evaluation.ground_truth import (
 )
 from densedet.evaluation.lvis_precision import AREAS, IOU_THRESHOLDS, federated_precision
 from densedet.evaluation.open_vocabulary import (
-    OpenVocabularyEvaluator,
     at_iou,
     class_ap,
     mean_of_valid,

@@ -1,31 +1,9 @@
-"""Average precision per class, its means over seen, unseen and all classes, and who is seen."""
+"""Average precision per class, and its means over seen, unseen and all classes."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
-
-from densedet.vocabulary import Vocabulary
-
-
-class OpenVocabularyEvaluator(DatasetEvaluator):
-    """Has figures over the seen and over the unseen classes.
-
-    Attributes:
-        vocabulary: of the data set, whose seen flags make the groups.
-    """
-
-    vocabulary: Vocabulary
-
-    def set_seen(self, seen: Sequence[bool]) -> None:
-        """Group by what the model trained on, where that is another data set.
-
-        Args:
-            seen: K flags, in the order of the vocabulary.
-        """
-        unseen = [c.label for c, flag in zip(self.vocabulary, seen, strict=True) if not flag]
-        self.vocabulary = self.vocabulary.with_unseen(unseen)
 
 
 def class_ap(precision: np.ndarray) -> np.ndarray:

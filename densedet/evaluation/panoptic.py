@@ -16,7 +16,8 @@ from torch import Tensor
 from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
 from densedet.data.segment_map import read_segment_map, write_segment_map
 from densedet.errors import DatasetError
-from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator, mean_of_valid
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator, check_complete
+from densedet.evaluation.open_vocabulary import mean_of_valid
 from densedet.evaluation.panoptic_quality import (
     ImageMatches,
     PanopticCounts,
@@ -161,11 +162,7 @@ class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
         if not comm.is_main_process():
             return {}
         missing = [image.name for i, image in self._truth.items() if i not in scores]
-        if missing:
-            raise DatasetError(
-                f"{len(missing)} of {len(self._truth)} images of {self.dataset_name!r} have no "
-                f"prediction, the first is {missing[0]}; run the model on all of them"
-            )
+        check_complete(self.dataset_name, missing, len(self._truth))
         if self.output_dir is not None:
             self._write(self.output_dir / "predictions.json", predicted)
         counts = PanopticCounts.of((scores[i] for i in self._truth), len(self.vocabulary))

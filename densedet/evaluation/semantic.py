@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from densedet.data.semantic_mapper import LabelReader
 from densedet.errors import ConfigError, DatasetError
-from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator, check_complete
 from densedet.evaluation.semantic_iou import MeanOver, count_confusion, semantic_figures
 from densedet.files import atomic_path
 from densedet.vocabulary import Vocabulary
@@ -167,11 +167,7 @@ class OpenVocabularySemanticEvaluator(OpenVocabularyEvaluator):
                 "count more than once; give each process its own, as build_test_loader does"
             )
         missing = [image for image in self._label_maps if image not in images]
-        if missing:
-            raise DatasetError(
-                f"{len(missing)} of {len(self._label_maps)} images of {self.dataset_name!r} have "
-                f"no prediction, the first is {missing[0]}; run the model on all of them"
-            )
+        check_complete(self.dataset_name, missing, len(self._label_maps))
 
     def _store(self, confusion: np.ndarray, path: Path) -> None:
         with atomic_path(path) as temporary:

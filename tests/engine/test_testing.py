@@ -14,7 +14,7 @@ from torch import nn
 from densedet.engine.testing import data_sets
 from densedet.engine.train import evaluate, train
 from densedet.errors import ConfigError, DatasetError
-from densedet.evaluation.open_vocabulary import OpenVocabularyEvaluator
+from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.vocabulary import Vocabulary
 from densedet.weights import weights_digest
 

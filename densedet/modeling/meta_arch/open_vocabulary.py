@@ -1,5 +1,6 @@
 """What models share whose classes are a vocabulary, replaceable at any time."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from densedet.clip import ClassEmbeddings
 from densedet.vocabulary import Vocabulary
 
 
-class OpenVocabularyModel(nn.Module):
+class OpenVocabularyModel(nn.Module, ABC):
     """Holds a vocabulary and embeds it when it is needed; stands before a Detectron2 model.
 
     Args:
@@ -45,6 +46,6 @@ class OpenVocabularyModel(nn.Module):
             self.set_classes(self.embedder(self._vocabulary))
             self._embedded = True
 
+    @abstractmethod
     def set_classes(self, embeddings: ClassEmbeddings) -> None:
         """Hand the embeddings of the vocabulary to the heads; every model says how."""
-        raise NotImplementedError
