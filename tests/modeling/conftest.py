@@ -15,6 +15,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings, ClipVisual, build_text_encoder, build_visual
@@ -297,3 +298,18 @@ def count_calls() -> Callable[[nn.Module], list[int]]:
         return batches
 
     return count
+
+
+@pytest.fixture
+def train_step():
+    """``train_step(model, records, seed)``: the losses of a step, after their backward pass."""
+
+    def step(model, records, seed=0):
+        torch.manual_seed(seed)
+        with EventStorage():
+            losses = model.train()(records)
+        model.zero_grad()
+        sum(losses.values()).backward()
+        return losses
+
+    return step

@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
-from detectron2.utils.events import EventStorage
 
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.mask_ensemble import MaskEnsemble
@@ -103,15 +102,6 @@ def batch(make_record):
     return make
 
 
-def train_step(model, records, seed=0):
-    torch.manual_seed(seed)
-    with EventStorage():
-        losses = model.train()(records)
-    model.zero_grad()
-    sum(losses.values()).backward()
-    return losses
-
-
 def test_it_is_both_of_detectron2s_models():
     assert META_ARCH_REGISTRY.get("OpenVocabularyPanopticFPN") is OpenVocabularyPanopticFPN
     assert issubclass(OpenVocabularyPanopticFPN, PanopticFPN)
@@ -122,7 +112,7 @@ def test_it_is_both_of_detectron2s_models():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_step(make_panoptic, batch, kind):
+def test_a_training_step(make_panoptic, batch, kind, train_step):
     model = make_panoptic(kind)
     losses = train_step(model, batch(kind))
     assert set(losses) == LOSSES
@@ -134,7 +124,7 @@ def test_a_training_step(make_panoptic, batch, kind):
             assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_training_reduces_the_loss(make_panoptic, batch):
+def test_training_reduces_the_loss(make_panoptic, batch, train_step):
     model, records = make_panoptic(), batch()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     totals, semantic = [], []
@@ -146,7 +136,7 @@ def test_training_reduces_the_loss(make_panoptic, batch):
     assert totals[-1] < 0.7 * totals[0] and semantic[-1] < 0.7 * semantic[0]
 
 
-def test_labels_are_indices_of_the_vocabulary_whatever_its_order(make_panoptic, batch):
+def test_labels_are_indices_of_the_vocabulary_whatever_its_order(make_panoptic, batch, train_step):
     """In the order things, stuff both branches could do without it; here the two differ."""
     turned = Vocabulary(WORLD.categories[::-1])
     losses = train_step(make_panoptic(), batch())
@@ -160,7 +150,7 @@ def test_labels_are_indices_of_the_vocabulary_whatever_its_order(make_panoptic, 
         assert torch.equal(record["instances"].gt_classes, before), "the input is not changed"
 
 
-def test_images_without_things_train(make_panoptic, make_record, batch):
+def test_images_without_things_train(make_panoptic, make_record, batch, train_step):
     empty = make_record(96, 128, [], [])
     empty["sem_seg"] = torch.full((96, 128), 255)
     for records in ([empty, batch()[0]], [empty, empty], [batch()[1]]):
@@ -168,7 +158,7 @@ def test_images_without_things_train(make_panoptic, make_record, batch):
         assert set(losses) == LOSSES and all(loss.isfinite() for loss in losses.values())
 
 
-def test_bf16_autocast_on_the_cpu(make_panoptic, batch):
+def test_bf16_autocast_on_the_cpu(make_panoptic, batch, train_step):
     model = make_panoptic(ensemble=MaskEnsemble(0.2, 0.6, 50.0))
     with torch.autocast("cpu", torch.bfloat16):
         losses = train_step(model, batch())
@@ -332,7 +322,7 @@ def test_another_vocabulary_on_the_same_images_costs_no_pass_of_the_tower(
     assert calls == [2]
 
 
-def test_evaluation_in_inference_mode_does_not_hinder_training(make_panoptic, batch):
+def test_evaluation_in_inference_mode_does_not_hinder_training(make_panoptic, batch, train_step):
     model = make_panoptic()
     with torch.inference_mode():
         model.eval()(batch())

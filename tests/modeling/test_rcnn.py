@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 from densedet.errors import ConfigError
 from densedet.modeling.meta_arch import OpenVocabularyRCNN
@@ -28,15 +27,6 @@ def batch(make_record):
         return [first, make_record(height - 20, width, [[10.0, 8.0, 70.0, 70.0]], [0], seed=2)]
 
     return make
-
-
-def train_step(model, records, seed=0):
-    torch.manual_seed(seed)
-    with EventStorage():
-        losses = model.train()(records)
-    model.zero_grad()
-    sum(losses.values()).backward()
-    return losses
 
 
 def rows(instances, vocabulary):
@@ -61,7 +51,7 @@ def test_registered_under_its_class_name():
 
 @pytest.mark.parametrize("background", ["text", "learned"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_step(make_rcnn, batch, kind, background):
+def test_a_training_step(make_rcnn, batch, kind, background, train_step):
     model = make_rcnn(kind, background=background)
     losses = train_step(model, batch(kind))
     assert set(losses) == LOSSES
@@ -76,7 +66,7 @@ def test_a_training_step(make_rcnn, batch, kind, background):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_reduces_the_loss(make_rcnn, batch, kind):
+def test_training_reduces_the_loss(make_rcnn, batch, kind, train_step):
     model, records = make_rcnn(kind), batch(kind)
     tower = copy.deepcopy(model.backbone.state_dict())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
@@ -89,7 +79,7 @@ def test_training_reduces_the_loss(make_rcnn, batch, kind):
         assert torch.equal(tensor, tower[name]) == (".visual." in f".{name}"), name
 
 
-def test_images_without_annotation_train(make_rcnn, make_record, batch):
+def test_images_without_annotation_train(make_rcnn, make_record, batch, train_step):
     model = make_rcnn(mask_norm="SyncBN")
     empty = make_record(96, 128, [], [])
     losses = train_step(model, [empty, batch()[0]])
@@ -103,7 +93,7 @@ def test_images_without_annotation_train(make_rcnn, make_record, batch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
 
 
-def test_labels_of_unseen_classes_do_not_train_the_classifier(make_rcnn, make_record):
+def test_labels_of_unseen_classes_do_not_train_the_classifier(make_rcnn, make_record, train_step):
     records = [make_record(96, 128, [[4.0, 6.0, 44.0, 50.0]], [2])]  # "zebra"
     model = make_rcnn(background_weight=0.0)
     losses = train_step(model, records)
@@ -114,7 +104,7 @@ def test_labels_of_unseen_classes_do_not_train_the_classifier(make_rcnn, make_re
         assert parameter.grad.abs().sum() == 0
 
 
-def test_without_masks(make_rcnn, batch):
+def test_without_masks(make_rcnn, batch, train_step):
     model = make_rcnn(mask_norm=None, test_score_thresh=0.0)
     records = batch()
     for record in records:
@@ -124,7 +114,7 @@ def test_without_masks(make_rcnn, batch):
     assert len(result) and not result.has("pred_masks")
 
 
-def test_bf16_autocast_on_the_cpu(make_rcnn, batch):
+def test_bf16_autocast_on_the_cpu(make_rcnn, batch, train_step):
     model = make_rcnn(test_score_thresh=0.0)
     records = batch()
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +130,7 @@ def test_bf16_autocast_on_the_cpu(make_rcnn, batch):
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_a_gpu(make_rcnn, batch, kind, dtype):
+def test_on_a_gpu(make_rcnn, batch, kind, dtype, train_step):
     model = make_rcnn(kind, test_score_thresh=0.0).cuda()
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         losses = train_step(model, batch(kind))
@@ -205,7 +195,9 @@ def test_the_unseen_flag_decides_the_exponent(make_rcnn, batch, words):
     torch.testing.assert_close(model(batch())[0]["instances"].scores.sort().values, scores["seen"])
 
 
-def test_a_vocabulary_is_embedded_once_and_when_it_is_needed(make_rcnn, batch, embedder, words):
+def test_a_vocabulary_is_embedded_once_and_when_it_is_needed(
+    make_rcnn, batch, embedder, words, train_step
+):
     model = make_rcnn()
     assert embedder.asked == []
     train_step(model, batch())
@@ -234,7 +226,7 @@ def test_a_checkpoint_serves_every_vocabulary(make_rcnn, batch):
     assert not keys.missing_keys and not keys.unexpected_keys
 
 
-def test_evaluation_in_inference_mode_does_not_hinder_training(make_rcnn, batch):
+def test_evaluation_in_inference_mode_does_not_hinder_training(make_rcnn, batch, train_step):
     model = make_rcnn("b16", backbone={"cache_size": 4})
     with torch.inference_mode():
         model.eval()(batch())
@@ -331,7 +323,7 @@ class PlainBackbone(Backbone):
         return 64
 
 
-def test_a_backbone_without_clip_needs_statistics(make_rcnn, batch):
+def test_a_backbone_without_clip_needs_statistics(make_rcnn, batch, train_step):
     model = make_rcnn()
     with pytest.raises(ConfigError, match="PlainBackbone has no CLIP tower or timm model: give"):
         OpenVocabularyRCNN(backbone=PlainBackbone(), **parts(model))
@@ -341,7 +333,7 @@ def test_a_backbone_without_clip_needs_statistics(make_rcnn, batch):
     assert set(train_step(plain, batch())) == LOSSES
 
 
-def test_squares(make_rcnn, batch, make_record):
+def test_squares(make_rcnn, batch, make_record, train_step):
     model = make_rcnn(backbone={"square_size": 128}, test_score_thresh=0.0)
     assert model.preprocess_image(batch()).tensor.shape == (2, 3, 128, 128)
     assert set(train_step(model, batch())) == LOSSES
