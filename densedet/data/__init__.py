@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densedet.data.ade20k_benchmarks import register_ade20k_panoptic
+    from densedet.data.ade20k_benchmarks import register_ade20k, register_ade20k_panoptic
     from densedet.data.benchmarks import register_all
     from densedet.data.catalog import register_coco_format
     from densedet.data.cityscapes import register_cityscapes
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     )
     from densedet.data.semantic_format import (
         load_semantic_format,
-        register_ade20k,
         register_semantic_format,
     )
     from densedet.data.semantic_mapper import LabelReader, SemanticMapper
@@ -109,7 +108,7 @@ _MODULES = {
     "read_image": "images",
     "read_proposal_file": "region_images",
     "region_vocabulary": "region_images",
-    "register_ade20k": "semantic_format",
+    "register_ade20k": "ade20k_benchmarks",
     "register_ade20k_full": "semantic_benchmarks",
     "register_ade20k_panoptic": "ade20k_benchmarks",
     "register_all": "benchmarks",

@@ -1,4 +1,4 @@
-"""ADE20K-150: panoptic annotations, and the label maps of both made from the official files."""
+"""ADE20K-150: semantic and panoptic, and what is made from the official files of both."""
 
 import os
 from collections.abc import Iterator
@@ -23,12 +23,22 @@ from densedet.data.conversion import (
 )
 from densedet.data.images import read_image, read_label_map
 from densedet.data.panoptic_format import register_panoptic_format
-from densedet.data.semantic_format import ADE20K_HINT
+from densedet.data.semantic_format import register_semantic_format
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary, class_list_ids
 
 PARTS = (("train", "training"), ("val", "validation"))
 FOLDER = "ADEChallengeData2016"
+ADE20K_HINT = (
+    "ADE20K-150 (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip so that there "
+    f"are <root>/{FOLDER}/images/training/*.jpg and <root>/{FOLDER}/annotations/training/*.png, "
+    "and set DETECTRON2_DATASETS=<root> (default: datasets)"
+)
+_ADE20K_LABELS = (
+    f"its label maps have to be prepared from those in <root>/{FOLDER}/annotations: label 0 "
+    "becomes 255, every other label one less; tools/prepare_datasets.py ade20k_150 does that (as "
+    "Detectron2's datasets/prepare_ade20k_sem_seg.py) and writes annotations_detectron2"
+)
 PANOPTIC_HINT = (
     "ADE20K (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip into <root>, and "
     "annotations_instance.tar of the instance segmentation "
@@ -37,6 +47,46 @@ PANOPTIC_HINT = (
     f"<root>/{FOLDER}/annotations_instance/validation/*.png; then run tools/prepare_datasets.py "
     "ade20k_panoptic, and set DETECTRON2_DATASETS=<root> (default: datasets)"
 )
+
+
+def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``ade20k_150_train`` and ``ade20k_150_val``: 20,210 and 2,000 images, 150 classes.
+
+    The class names are those that DenseCLIP (arXiv 2112.01518) gives its text encoder. The label
+    maps are those that ``tools/prepare_datasets.py ade20k_150`` writes, or Detectron2's
+    ``datasets/prepare_ade20k_sem_seg.py``.
+
+    Args:
+        root: the folder of the data sets; default is the environment variable
+            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
+
+    Raises:
+        DatasetError: one of the names is taken by another data set. On loading: as
+            :func:`densedet.data.load_semantic_format`; the first label map is not what the
+            preparation makes of the one in the folder ``annotations``, where that is still there.
+    """
+    folder = datasets_root(root) / FOLDER
+    for part, subfolder in PARTS:
+        prepared = folder / "annotations_detectron2" / subfolder
+        register_semantic_format(
+            f"ade20k_150_{part}",
+            folder / "images" / subfolder,
+            prepared,
+            Vocabulary.named("ade20k_150_denseclip"),
+            hint=ADE20K_HINT,
+            label_hint=_ADE20K_LABELS,
+            check=partial(_check_prepared, prepared, folder / "annotations" / subfolder),
+        )
+
+
+def _check_prepared(prepared: Path, source: Path, records: list[dict[str, Any]]) -> None:
+    """Compare the first label map with its source: labels that were copied look much alike."""
+    path = Path(records[0]["sem_seg_file_name"])
+    raw = source / path.relative_to(prepared)
+    if not raw.is_file():
+        return
+    if not np.array_equal(read_label_map(path), read_label_map(raw) - np.uint8(1)):  # 0 -> 255
+        raise DatasetError(f"label map {path} was not prepared from {raw}: {_ADE20K_LABELS}")
 
 
 def register_ade20k_panoptic(root: str | os.PathLike[str] | None = None) -> None:

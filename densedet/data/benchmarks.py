@@ -13,7 +13,6 @@ from densedet.data import cityscapes, coco_benchmarks, pascal, semantic_benchmar
 from densedet.data import detection_benchmarks as detection
 from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import Conversion
-from densedet.data.semantic_format import ADE20K_HINT, register_ade20k
 from densedet.errors import DatasetError, VocabularyError
 
 logger = logging.getLogger(__name__)
@@ -104,8 +103,8 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             "ADE20K, semantic, 150 classes",
             {"ade20k_150_train": 20_210, "ade20k_150_val": 2_000},
             (f"{ade20k.FOLDER}/images",),
-            ADE20K_HINT,
-            register_ade20k,
+            ade20k.ADE20K_HINT,
+            ade20k.register_ade20k,
             ade20k.ade20k_150_conversions,
             (f"{ade20k.FOLDER}/annotations",),
         ),

@@ -9,15 +9,11 @@ suffix.
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import datasets_root
-from densedet.data.images import read_label_map
 from densedet.data.registration import is_registered
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
@@ -28,17 +24,6 @@ IGNORED_LABEL, IGNORED_16_BIT = 255, 65535
 _IMAGES = (".jpg", ".jpeg", ".png")
 _LABELS = (".png",)
 _LABELS_16_BIT = (".tif", ".tiff", ".png")
-_ADE20K = "ADEChallengeData2016"
-ADE20K_HINT = (
-    "ADE20K-150 (http://sceneparsing.csail.mit.edu): unpack ADEChallengeData2016.zip so that there "
-    f"are <root>/{_ADE20K}/images/training/*.jpg and <root>/{_ADE20K}/annotations/training/*.png, "
-    "and set DETECTRON2_DATASETS=<root> (default: datasets)"
-)
-_ADE20K_LABELS = (
-    f"its label maps have to be prepared from those in <root>/{_ADE20K}/annotations: label 0 "
-    "becomes 255, every other label one less; tools/prepare_datasets.py ade20k_150 does that (as "
-    "Detectron2's datasets/prepare_ade20k_sem_seg.py) and writes annotations_detectron2"
-)
 
 
 def load_semantic_format(
@@ -231,43 +216,3 @@ def register_semantic_format(
         evaluator_type="sem_seg",
         registration=arguments,
     )
-
-
-def register_ade20k(root: str | os.PathLike[str] | None = None) -> None:
-    """Register ``ade20k_150_train`` and ``ade20k_150_val``: 20,210 and 2,000 images, 150 classes.
-
-    The class names are those that DenseCLIP (arXiv 2112.01518) gives its text encoder. The label
-    maps are those that ``tools/prepare_datasets.py ade20k_150`` writes, or Detectron2's
-    ``datasets/prepare_ade20k_sem_seg.py``.
-
-    Args:
-        root: the folder of the data sets; default is the environment variable
-            ``DETECTRON2_DATASETS``, or else "datasets". Nothing is read here.
-
-    Raises:
-        DatasetError: one of the names is taken by another data set. On loading: as
-            :func:`load_semantic_format`; the first label map is not what the preparation makes of
-            the one in the folder ``annotations``, where that is still there.
-    """
-    folder = datasets_root(root) / _ADE20K
-    for part, subfolder in (("train", "training"), ("val", "validation")):
-        prepared = folder / "annotations_detectron2" / subfolder
-        register_semantic_format(
-            f"ade20k_150_{part}",
-            folder / "images" / subfolder,
-            prepared,
-            Vocabulary.named("ade20k_150_denseclip"),
-            hint=ADE20K_HINT,
-            label_hint=_ADE20K_LABELS,
-            check=partial(_check_prepared, prepared, folder / "annotations" / subfolder),
-        )
-
-
-def _check_prepared(prepared: Path, source: Path, records: list[dict[str, Any]]) -> None:
-    """Compare the first label map with its source: labels that were copied look much alike."""
-    path = Path(records[0]["sem_seg_file_name"])
-    raw = source / path.relative_to(prepared)
-    if not raw.is_file():
-        return
-    if not np.array_equal(read_label_map(path), read_label_map(raw) - np.uint8(1)):  # 0 -> 255
-        raise DatasetError(f"label map {path} was not prepared from {raw}: {_ADE20K_LABELS}")
