@@ -1,5 +1,6 @@
 # make demo     detections of classes never trained on, from an empty machine: output/quickstart
 # make test     all tests                         make lint     ruff and mypy
+# make docs     the documentation: output/site    make web      the web page, after make demo
 # make install  .venv with everything pinned      make clean    remove caches and build files
 #
 # Every target first sets up what it needs, once. Needed before: Python 3.11 (the versions of
@@ -17,10 +18,8 @@ PIP := $(PY) -m pip --disable-pip-version-check $(if $(V),,-q)
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 export OMP_WAIT_POLICY := PASSIVE
-# Detectron2 still calls torch.jit.script.
-export PYTHONWARNINGS := ignore::FutureWarning:torch.jit._script
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs web clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -35,9 +34,9 @@ $(STAMP): constraints.txt setup.py tools/install_detectron2.py | $(PY)
 	@$(PIP) install -c constraints.txt torch torchvision
 	@echo "[2/4] densedet and what it stands on"
 	@$(PIP) install -c constraints.txt setuptools wheel
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,eval]'
-	@echo "[3/4] lvis and panopticapi-lite"
-	@$(PIP) install -c constraints.txt --no-deps lvis panopticapi-lite
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,docs,eval,export,web-requirements]'
+	@echo "[3/4] lvis, panopticapi-lite and Gradio"
+	@$(PIP) install -c constraints.txt --no-deps lvis panopticapi-lite gradio gradio_client hf-gradio
 	@echo "[4/4] Detectron2"
 	@PIP_CONSTRAINT=constraints.txt $(PY) tools/install_detectron2.py
 	@$(VENV)/bin/densedet doctor
@@ -52,6 +51,13 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
+	@echo output/site/index.html
+
+web: $(STAMP)
+	@$(PY) tools/web_demo.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
