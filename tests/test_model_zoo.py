@@ -1,5 +1,6 @@
-"""Configs are found by name, in the checkout and in a wheel, and a wheel carries everything."""
+"""Configs and models are found by name, and a wheel carries all configs."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from densedet import model_zoo
-from densedet.errors import ConfigError, InstallationError
-from densedet.model_zoo import configs
+from densedet.errors import CheckpointError, ConfigError, InstallationError
+from densedet.model_zoo import configs, entries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,3 +172,90 @@ def test_configs_of_the_checkout_load():
     assert model_zoo.list(), "no project configs"
     for name in model_zoo.list():
         assert len(model_zoo.get_config(name)) > 0, name
+
+
+# ---------------------------------------------------------------------- models with a short name
+def test_every_model_has_a_config_and_a_licence():
+    names = model_zoo.list_models()
+    assert len(set(names)) == len(names)
+    for name in names:
+        entry = model_zoo.get_model(name)
+        assert entry.name == name and entry.what and entry.licence and entry.source
+        assert entry.config is None or model_zoo.get_config_path(entry.config).is_file()
+        assert entry.config is not None or entry.weights is None
+        assert bool(entry.metrics) == bool(entry.command)
+        assert entry.url is None or entry.sha256 in entry.url
+
+
+@pytest.mark.parametrize("name", model_zoo.list_models())
+def test_what_is_said_of_clip_weights_is_what_open_clip_has(name):
+    import open_clip
+
+    entry = model_zoo.get_model(name)
+    if entry.pretrained == "shipped":
+        from densedet.clip import create_visual
+
+        visual = create_visual(entry.clip, entry.pretrained)
+        mean, std, url = visual.pixel_mean, visual.pixel_std, None
+    else:
+        known = open_clip.get_pretrained_cfg(entry.clip, entry.pretrained)
+        mean, std, url = known["mean"], known["std"], known["url"] or None
+    assert (tuple(mean), tuple(std), url) == (entry.pixel_mean, entry.pixel_std, entry.url)
+
+
+def test_the_shipped_weights_are_the_ones_that_are_described():
+    from densedet.clip.factory import weights_file
+
+    entry = model_zoo.get_model("densedet-tiny")
+    file = weights_file(entry.clip, entry.pretrained)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == entry.sha256
+    card = (ROOT / "docs" / "model_cards" / "densedet-tiny.md").read_text(encoding="utf-8")
+    assert entry.sha256 in card and f"**{entry.metrics[0][1]} %**" in card
+    assert entry.licence in card and entry.command in card
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-panoptic", "quickstart-zero-shot"])
+def test_the_card_has_what_the_zoo_says(name):
+    entry = model_zoo.get_model(name)
+    card = (ROOT / "docs" / "model_cards" / "quickstart.md").read_text(encoding="utf-8")
+    (row,) = [line for line in card.splitlines() if line.startswith(f"| `{name}` |")]
+    assert f"`{entry.config}`" in row
+    assert entry.weights is None or f"`{entry.weights}`" in row
+    assert all(f"{what} {value}" in row for what, value in entry.metrics)
+
+
+def test_configs_use_the_clip_weights_that_are_described():
+    """The two are written down once each, in the configs and here: they must agree."""
+    pytest.importorskip("detectron2")
+    described = {
+        (entry.clip, entry.pretrained)
+        for entry in map(model_zoo.get_model, model_zoo.list_models())
+    }
+    used = set()
+    for name in model_zoo.list():
+        clip = model_zoo.get_config(name).get("clip")
+        if clip is not None and "/" not in str(clip.get("pretrained", "/")):
+            used.add((clip.model, clip.pretrained))
+    assert described - used == set() and used - described == set()
+
+
+def test_an_unknown_model_gives_close_matches():
+    with pytest.raises(ConfigError, match="did you mean quickstart"):
+        model_zoo.get_model("quikstart")
+    with pytest.raises(ConfigError, match="there are densedet-tiny"):
+        model_zoo.get_model("zzz")
+
+
+def test_trained_weights_are_found_here_or_in_the_checkout(tmp_path, monkeypatch):
+    entry = model_zoo.get_model("quickstart")
+    here, checkout = tmp_path / "here", tmp_path / "checkout"
+    monkeypatch.setattr(entries, "config_root", lambda: checkout)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(CheckpointError, match="'quickstart' is not trained yet.*`make demo`"):
+        entry.weights_file()
+    for root in (checkout, here):
+        (root / entry.weights).parent.mkdir(parents=True)
+        (root / entry.weights).write_bytes(b"")
+        assert entry.weights_file().samefile(root / entry.weights)
+    assert model_zoo.get_model("quickstart-zero-shot").weights_file() is None

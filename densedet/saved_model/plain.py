@@ -1,0 +1,212 @@
+"""Configs of models as plain data, and back.
+
+A config that names any callable is code. What stands in the folder of a saved model may name the
+parts of models alone, so that a folder from anywhere can be loaded: classes of the rooms below, and
+a few functions. The builders of open_clip and timm are reached through densedet's own, which check
+what they are asked for.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import _convert_target_to_string, locate
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
+
+from densedet.engine.config import build
+from densedet.errors import ConfigError
+from densedet.saved_model.folder import TEXT
+from densedet.vocabulary import Vocabulary
+
+TARGET = "_target_"
+EMBEDDER = "densedet.clip.class_embeddings.VocabularyEmbedder"
+VOCABULARIES = (
+    "densedet.vocabulary.vocabulary.Vocabulary.from_dict",
+    "densedet.vocabulary.vocabulary.Vocabulary.named",
+)
+
+_NAMES = re.compile(r"(densedet|detectron2|torch\.nn)(\.\w+)+")
+# Of these modules every class; only where it is defined counts, not through which name it is found.
+_ROOMS = (
+    "densedet.modeling.",
+    "detectron2.data.transforms.",
+    "detectron2.layers.",
+    "detectron2.modeling.",
+    "torch.nn.modules.",
+)
+_WITHOUT = ("detectron2.modeling.mmdet_wrapper.",)  # builds what the registries of others hold
+_SINGLE = frozenset(
+    {
+        EMBEDDER,
+        "densedet.clip.factory.create_aligned_visual",
+        "densedet.clip.factory.create_text_encoder",
+        "densedet.clip.factory.create_visual",
+        "densedet.data.transforms.ResizeToFit",
+        "densedet.data.transforms.resize_longest_side",
+        *VOCABULARIES,
+    }
+)
+_FROM_DICT = "densedet.vocabulary.Vocabulary.from_dict"
+# What has its weights in the state dict of the model: they need no file of their own.
+_HOLDS_WEIGHTS = {
+    "densedet.clip.factory.create_aligned_visual": None,
+    "densedet.clip.factory.create_text_encoder": None,
+    "densedet.clip.factory.create_visual": None,
+    "densedet.modeling.backbone.timm_backbone.TimmBackbone": False,
+}
+
+
+def to_plain(cfg: DictConfig | ListConfig, place: str) -> Any:
+    """A part of a config as dicts, lists, strings and numbers, without interpolations.
+
+    Classes and functions become their names, vocabularies from anywhere but the shipped class lists
+    their content.
+
+    Raises:
+        ConfigError: an interpolation leads nowhere, or something has no plain form.
+    """
+    try:
+        content = OmegaConf.to_container(
+            cfg, resolve=True, structured_config_mode=SCMode.INSTANTIATE
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from error
+    return _plain(content, place)
+
+
+def _plain(value: Any, place: str) -> Any:
+    if isinstance(value, Vocabulary):
+        return {TARGET: _FROM_DICT, "data": value.to_dict()}
+    if isinstance(value, ShapeSpec):
+        return {TARGET: "detectron2.layers.ShapeSpec", **dataclasses.asdict(value)}
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, place)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{place}.{i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(
+        f"{place}: a {type(value).__name__} cannot be written as plain data; describe it by a "
+        "LazyCall of its class"
+    )
+
+
+def _plain_mapping(value: Mapping[Any, Any], place: str) -> Any:
+    target = value.get(TARGET)
+    if target is not None:
+        name = target if isinstance(target, str) else _convert_target_to_string(target)
+        target = _located(name, place)
+        if _gives_vocabulary(target) and defined_as(target) not in _SINGLE:
+            return _plain(build(OmegaConf.create({**value, TARGET: name}), place), place)
+        value = {**value, TARGET: name}
+    return {str(key): _plain(item, f"{place}.{key}") for key, item in value.items()}
+
+
+def _gives_vocabulary(target: Callable[..., Any]) -> bool:
+    annotations = getattr(target, "__annotations__", {})
+    return annotations.get("return") in (Vocabulary, "Vocabulary")
+
+
+def without_weights(node: Any) -> Any:
+    """Plain data in which no part asks for weights that the state dict of the model has anyhow."""
+    if isinstance(node, list):
+        return [without_weights(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    changed = {key: without_weights(item) for key, item in node.items()}
+    name = defined_as(_located(node[TARGET], TARGET)) if TARGET in node else ""
+    if name in _HOLDS_WEIGHTS and "pretrained" in node:
+        changed["pretrained"] = _HOLDS_WEIGHTS[name]
+    return changed
+
+
+def find(node: Any, defined: str) -> list[dict[str, Any]]:
+    """The calls in plain data of what is defined under this name, themselves and not copies."""
+    if isinstance(node, list):
+        return [call for item in node for call in find(item, defined)]
+    if not isinstance(node, dict):
+        return []
+    calls = [call for item in node.values() for call in find(item, defined)]
+    if TARGET in node and defined_as(_located(node[TARGET], TARGET)) == defined:
+        calls.append(node)
+    return calls
+
+
+def trusted(node: Any, place: str) -> Any:
+    """Check plain data, whoever wrote it, and make it ready for `densedet.engine.config.build`.
+
+    Raises:
+        ConfigError: it names something that is no part of a model, or a file.
+    """
+    if isinstance(node, list):
+        return [trusted(item, f"{place}.{i}") for i, item in enumerate(node)]
+    if isinstance(node, str):
+        _check_text(node, place)
+    if not isinstance(node, dict):
+        return node
+    if TARGET not in node:
+        return {key: trusted(item, f"{place}.{key}") for key, item in node.items()}
+    target = _allowed(node[TARGET], place)
+    arguments = {key: item for key, item in node.items() if key != TARGET}
+    if defined_as(target) == VOCABULARIES[0]:
+        return Vocabulary.from_dict(arguments.get("data", {}))
+    if defined_as(target) == EMBEDDER or defined_as(target) in _HOLDS_WEIGHTS:
+        _check_weights(arguments, place)
+    arguments = {key: trusted(item, f"{place}.{key}") for key, item in arguments.items()}
+    if target is ShapeSpec:
+        return ShapeSpec(**arguments)
+    return {TARGET: node[TARGET], **arguments}
+
+
+def _check_weights(arguments: Mapping[str, Any], place: str) -> None:
+    pretrained = arguments.get("pretrained")
+    is_file = isinstance(pretrained, str) and "." in pretrained and pretrained != TEXT
+    if is_file or "cache_dir" in arguments:
+        raise ConfigError(
+            f"{place}: a saved model names no files and no cache_dir; its text tower is in {TEXT}, "
+            "or ships with densedet, or has a tag of open_clip"
+        )
+
+
+def _check_text(text: str, place: str) -> None:
+    if re.search(r"[/\\~]|\$\{", text):
+        raise ConfigError(
+            f"{place}: {text!r} names a file or another place of a config; a saved model must do "
+            "without"
+        )
+
+
+def _allowed(name: Any, place: str) -> Callable[..., Any]:
+    target = _located(name, place)
+    defined = defined_as(target)
+    part = isinstance(target, type) and defined.startswith(_ROOMS)
+    if defined not in _SINGLE and (not part or defined.startswith(_WITHOUT)):
+        raise ConfigError(
+            f"{place}: {name!r} ({defined}) is not a part of models that a saved model may name; "
+            "allowed are classes of densedet.modeling, detectron2.modeling, detectron2.layers, "
+            "detectron2.data.transforms and torch.nn"
+        )
+    return target
+
+
+def _located(name: Any, place: str) -> Callable[..., Any]:
+    if not isinstance(name, str) or not _NAMES.fullmatch(name):
+        raise ConfigError(
+            f"{place}: {name!r} is not allowed in a saved model, only parts of densedet, "
+            "detectron2 and torch.nn are"
+        )
+    try:
+        target: Callable[..., Any] = locate(name)
+    except Exception as error:  # locate raises what the module's import raises
+        raise ConfigError(f"{place}: cannot import {name!r}: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{place}: {name!r} is not a class or a function")
+    return target
+
+
+def defined_as(target: Callable[..., Any]) -> str:
+    """Where a class or function is defined, whatever name it was found by."""
+    return f"{target.__module__}.{getattr(target, '__qualname__', '')}"
