@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from densedet import __version__
+from densedet import __version__, compat
 from densedet.errors import ConfigError, DensedetError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+compat.hush_deprecations()  # here, since the tools import Detectron2 before anything else runs
+
 _NO_DATASETS = "data sets: not looked at; mend the problems above, then run this again"
 
 

@@ -1,6 +1,6 @@
 """Every gap between versions of third parties, in one place, each with its reason.
 
-:func:`apply` makes the mends; the tools call it, nothing calls it at import. A mend is made only
+:func:`apply` makes the mends; the tools call it, no room calls it at import. A mend is made only
 where its gap exists, touches the narrowest name that closes it, and may be made again and again.
 """
 
@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -24,11 +25,21 @@ def apply() -> tuple[str, ...]:
         The names of those made now; a second call returns an empty tuple. A third party that is not
         installed needs no mend.
     """
+    hush_deprecations()
     mends = (lend_pkg_resources, mend_lvis, use_fast_coco_evaluation)
     made = tuple(mend.__name__ for mend in mends if mend())
     if made:
         logger.debug("compatibility mends made: %s", ", ".join(made))
     return made
+
+
+def hush_deprecations() -> None:
+    """Let Detectron2 use what torch calls deprecated, without a warning to users.
+
+    Those are ``torch.jit.script`` and ``torch.meshgrid`` without its new argument.
+    """
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
+    warnings.filterwarnings("ignore", r"torch\.meshgrid: ", UserWarning)
 
 
 def lend_pkg_resources() -> bool:

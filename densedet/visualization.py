@@ -1,4 +1,4 @@
-"""Drawing detections and segments with Detectron2's visualizer."""
+"""Drawing detections, segments and similarities with Detectron2's visualizer."""
 
 import colorsys
 import hashlib
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
@@ -68,21 +69,64 @@ def draw_segments(
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    # enlarged before, not by the visualizer: it puts the text beside what is small in pixels
+    large, factor = _enlarged(image, smallest_side)
+    drawn = Visualizer(large)
+    texts = _texts(labels, scores)
+    for row in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
+        drawn.draw_binary_mask(
+            masks[row].repeat(factor, axis=0).repeat(factor, axis=1),
+            color=label_colour(labels[row]),
+            text=texts[row],
+            alpha=0.45,
+            area_threshold=0,
+        )
+    return drawn.output.get_image()
+
+
+def draw_similarity(
+    image: NDArray[np.uint8],
+    cosines: NDArray[np.float32],
+    phrase: str,
+    smallest_side: int = 640,
+) -> NDArray[np.uint8]:
+    """Draw a heat map and "phrase: lowest to highest cosine" over a picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        cosines: (H, W); its lowest value is drawn blue, its highest red.
+        phrase: what was compared with.
+        smallest_side: as of `draw_detections`.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    large, factor = _enlarged(image, smallest_side)
+    low, high = float(cosines.min()), float(cosines.max())
+    heat = matplotlib.colormaps["turbo"]((cosines - low) / max(high - low, 1e-6))[..., :3]
+    heat = (255 * heat).repeat(factor, axis=0).repeat(factor, axis=1)
+    drawn = Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
+    text = f"{_literal(phrase)}: {low:.2f} to {high:.2f}"
+    drawn.draw_text(text, (0, 0), color="white", horizontal_alignment="left")
+    return drawn.output.get_image()
+
+
+def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.uint8], int]:
+    """A picture at least so large, and how many times as large it is.
+
+    Enlarged before, not by the visualizer: that puts the text beside what is small in pixels.
+    """
     factor = math.ceil(max(1.0, smallest_side / min(image.shape[:2])))
     size = (factor * image.shape[1], factor * image.shape[0])
-    large = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    drawn = Visualizer(large).overlay_instances(
-        masks=masks.repeat(factor, axis=1).repeat(factor, axis=2),
-        labels=_texts(labels, scores),
-        assigned_colors=[label_colour(label) for label in labels],
-        alpha=0.45,
-    )
-    return drawn.get_image()
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), factor
+
+
+def _literal(label: str) -> str:
+    """For matplotlib, which takes what stands between dollar signs for a formula."""
+    return label.replace("$", r"\$")
 
 
 def _texts(labels: Sequence[str], scores: Sequence[float | None]) -> list[str]:
     return [
-        label if score is None else f"{label} {score:.0%}"
+        _literal(label if score is None else f"{label} {score:.0%}")
         for label, score in zip(labels, scores, strict=True)
     ]

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from matplotlib import colormaps
 
-from densedet.visualization import draw_segments, label_colour
+from densedet.visualization import draw_detections, draw_segments, draw_similarity, label_colour
 
 IMAGE = np.full((40, 60, 3), 100, dtype=np.uint8)
 MASKS = np.zeros((2, 40, 60), dtype=bool)
@@ -23,3 +26,44 @@ def test_segments_are_coloured_where_they_are():
 
 def test_no_segments_leave_the_picture_as_it_is():
     assert (draw_segments(IMAGE, MASKS[:0], [], [], smallest_side=40) == IMAGE).all()
+
+
+def test_holes_stay_open():
+    ring = np.zeros((1, 40, 60), dtype=bool)
+    ring[0, 5:35, 5:55] = True
+    ring[0, 12:28, 35:50] = False
+    drawn = draw_segments(IMAGE, ring, ["sea"], [None], smallest_side=400)
+    expected = 0.55 * 100 + 0.45 * 255 * np.array(label_colour("sea"))
+    assert drawn[320, 80] == pytest.approx(expected, abs=4)
+    assert (drawn[130:270, 360:490] == 100).all()
+
+
+def test_colours_depend_on_the_label_alone():
+    """A label has its colour whatever else is there, in whatever order: films do not flicker."""
+    for labels in (["cat", "dog"], ["dog", "cat"]):
+        drawn = draw_segments(IMAGE, MASKS, labels, [None, None], smallest_side=400)
+        for place, label in (((380, 100), labels[0]), ((20, 500), labels[1])):
+            expected = 0.55 * 100 + 0.45 * 255 * np.array(label_colour(label))
+            assert drawn[place] == pytest.approx(expected, abs=4)
+    assert len({label_colour(f"label {i}") for i in range(1000)}) > 980
+
+
+@pytest.mark.parametrize("label", ["$x^", "a $5 bill and $6", r"$\frac$", "日本 <&>"])
+def test_any_label_can_be_drawn(label):
+    found = Instances((40, 60))
+    found.pred_boxes = Boxes(torch.tensor([[5.0, 5, 30, 30]]))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    assert (draw_detections(IMAGE, found, (label,)) != 100).any()
+    assert (draw_segments(IMAGE, MASKS[:1], [label], [0.5]) != 100).any()
+    assert draw_similarity(IMAGE, np.eye(40, 60, dtype=np.float32), label).shape == (640, 960, 3)
+
+
+def test_a_heat_map_runs_from_the_lowest_to_the_highest_value():
+    cosines = np.full((40, 60), 0.2, dtype=np.float32)
+    cosines[:, 20:40], cosines[:, 40:] = 0.25, 0.3
+    drawn = draw_similarity(IMAGE, cosines, "cat", smallest_side=400)
+    for column, share in ((100, 0.0), (300, 0.5), (500, 1.0)):
+        colour = 255 * np.array(colormaps["turbo"](share)[:3])
+        assert drawn[300, column] == pytest.approx(0.4 * 100 + 0.6 * colour, abs=3)
+    flat = draw_similarity(IMAGE, np.zeros((40, 60), np.float32), "cat", smallest_side=40)
+    assert flat.shape == (40, 60, 3)

@@ -1,7 +1,8 @@
-"""Find words in pictures: draws what the model tells, and writes it as COCO results with labels.
+"""Find words in pictures or films: draws what the model tells, and writes it as JSON with labels.
 
-A detector draws detections (detections.json); a panoptic or semantic model, segments
-(segments.json).
+A detector draws detections (detections.json, COCO results); a panoptic or semantic model,
+segments (segments.json); --similarity, a heat map of the cosine with a phrase (similarity.json).
+Each picture becomes a PNG, a film an MP4, in which the number of the frame is the image_id.
 
 Example:
     python tools/demo.py --config-file projects/fvit/configs/quickstart.py \\
@@ -10,28 +11,35 @@ Example:
 """
 
 import argparse
+import dataclasses
 import glob
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
-from detectron2.structures import Instances
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from densedet.cli import ToolParser, run_tool
 from densedet.data.images import read_image
-from densedet.engine.config import load_config
 from densedet.errors import ConfigError, ImageError
 from densedet.files import atomic_path
-from densedet.predictor import Prediction, Predictor, coco_results, segment_results
-from densedet.visualization import draw_detections, draw_segments
+from densedet.predictor import Prediction, Predictor, Task, coco_results, segment_results
+from densedet.predictor.sources import with_overrides
+from densedet.video import Film, write_film
+from densedet.visualization import draw_detections, draw_segments, draw_similarity
 from densedet.vocabulary import Vocabulary
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+DETECTION_SCORE = 0.3
+
+Results = list[dict[str, Any]]
+View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
+"""A picture (H, W, 3) and its number to what is drawn and what is written."""
 
 
 def find_images(inputs: list[str]) -> list[Path]:
@@ -64,24 +72,56 @@ def find_images(inputs: list[str]) -> list[Path]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--config-file", default="projects/fvit/configs/quickstart.py")
-    parser.add_argument("--weights", help="checkpoint; default: model_final.pth of the output_dir")
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders, patterns")
     parser.add_argument(
-        "--vocabulary", required=True, help='"cat,kitten;remote control", a file or a class list'
+        "--config-file", default="quickstart", help="config, saved model, or what make demo trained"
     )
+    parser.add_argument("--weights", help="checkpoint; default: model_final.pth of the output_dir")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="images, folders, patterns")
+    source.add_argument("--video", type=Path, help="a film")
+    source.add_argument(
+        "--webcam", type=int, nargs="?", const=0, metavar="NUMBER", help="a camera, until Ctrl-C"
+    )
+    parser.add_argument("--max-frames", type=int, help="stop after so many of --video or --webcam")
+    parser.add_argument("--vocabulary", help='"cat,kitten;remote control", a file or a class list')
     parser.add_argument(
         "--stuff",
         help="words for stuff, which has no instances; for panoptic and semantic models",
     )
     parser.add_argument(
+        "--task", choices=get_args(Task), help="what to show; default: the most that the model has"
+    )
+    parser.add_argument(
+        "--similarity", metavar="PHRASE", help="show how close a phrase is to every place instead"
+    )
+    parser.add_argument(
         "--show", help="labels to draw and write, joined by ;  (the others still compete)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of detections")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        help="what is less certain is none of these;\n"
+        f"default: {DETECTION_SCORE} of instances, 0 of segments",
+    )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or, on CUDA, fp16")
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, key=value")
     return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if args.score_threshold is not None and not 0.0 <= args.score_threshold <= 1.0:
+        raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ConfigError(f"--max-frames {args.max_frames} must be at least 1")
+    words = ("vocabulary", "stuff", "task", "show", "score_threshold")
+    given = [f"--{name.replace('_', '-')}" for name in words if getattr(args, name) is not None]
+    if args.similarity is not None and given:
+        raise ConfigError(f"--similarity has no use for {', '.join(given)}: leave one out")
+    if args.similarity is None and args.vocabulary is None:
+        raise ConfigError("give words with --vocabulary, or a phrase with --similarity")
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
@@ -92,75 +132,146 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
     return vocabulary.with_stuff(Vocabulary.resolve(args.stuff))
 
 
-def show_detections(
-    image: NDArray[np.uint8],
-    instances: Instances,
-    number: int,
-    vocabulary: Vocabulary,
-    shown: list[int],
-    threshold: float,
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """The picture with its detections, and these as results."""
-    instances = instances[instances.scores >= threshold]
-    instances = instances[torch.isin(instances.pred_classes, torch.tensor(shown))]
-    drawn = draw_detections(image, instances, vocabulary.labels)
-    return drawn, coco_results(instances, number, vocabulary)
+def choose_task(predictor: Predictor, args: argparse.Namespace) -> Task:
+    """What to show.
+
+    Raises:
+        ConfigError: the model does not have it.
+    """
+    model, tasks = type(predictor.model).__name__, predictor.tasks
+    if args.stuff is not None and tasks == ("instance",):
+        raise ConfigError(
+            f"--stuff: {model} detects things alone; leave it out, or take a panoptic or semantic "
+            "model"
+        )
+    if args.task is not None and args.task not in tasks:
+        raise ConfigError(f"--task {args.task}: {model} has {', '.join(tasks)}; take another model")
+    return args.task or tasks[0]
 
 
-def show_segments(
-    image: NDArray[np.uint8],
-    prediction: Prediction,
-    number: int,
-    vocabulary: Vocabulary,
-    shown: list[int],
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """The picture with its segments, and these as results."""
-    masks, segments = prediction.segment_masks(vocabulary)
-    rows = [row for row, segment in enumerate(segments) if segment["category_id"] in shown]
-    found = segment_results(masks[rows], [segments[row] for row in rows], number, vocabulary)
-    labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
-    return draw_segments(image, masks[rows].numpy(), labels, scores), found
+def detections_view(predictor: Predictor, shown: list[int], threshold: float) -> View:
+    """Draw and write instances."""
+
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
+        found = predictor.predict(image).above(threshold).instances
+        assert found is not None
+        found = found[torch.isin(found.pred_classes, torch.tensor(shown))]
+        labels = predictor.vocabulary.labels
+        return draw_detections(image, found, labels), coco_results(
+            found, number, predictor.vocabulary
+        )
+
+    return view
+
+
+def segments_view(predictor: Predictor, shown: list[int], threshold: float, panoptic: bool) -> View:
+    """Draw and write panoptic segments, or the classes of the pixels."""
+
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
+        prediction: Prediction = predictor.predict(image).above(threshold)
+        if not panoptic:
+            prediction = dataclasses.replace(prediction, panoptic=None, segments=())
+        masks, segments = prediction.segment_masks()
+        rows = [row for row, segment in enumerate(segments) if segment["category_id"] in shown]
+        some = [segments[row] for row in rows]
+        found = segment_results(masks[rows], some, number, predictor.vocabulary)
+        labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
+        return draw_segments(image, masks[rows].numpy(), labels, scores), found
+
+    return view
+
+
+def similarity_view(predictor: Predictor, phrase: str) -> View:
+    """Draw a heat map; write its range, and where it is highest."""
+
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
+        cosines = predictor.similarity(phrase, image)
+        row, column = divmod(int(cosines.argmax()), cosines.shape[1])
+        found = {
+            "image_id": number,
+            "phrase": phrase,
+            "lowest": round(float(cosines.min()), 5),
+            "highest": round(float(cosines.max()), 5),
+            "at": [column, row],
+        }
+        return draw_similarity(image, cosines.numpy(), phrase), [found]
+
+    return view
+
+
+def make_view(args: argparse.Namespace) -> tuple[str, View]:
+    """What is shown, by its name, and how."""
+    if args.similarity is not None:
+        return "similarity", similarity_view(make_predictor(args), args.similarity)
+    vocabulary = read_vocabulary(args)
+    shown = list(range(len(vocabulary)))
+    if args.show is not None:
+        shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
+    predictor = make_predictor(args)
+    task = choose_task(predictor, args)
+    predictor.set_vocabulary(vocabulary)
+    least = args.score_threshold
+    if task == "instance":
+        least = DETECTION_SCORE if least is None else least
+        return "detections", detections_view(predictor, shown, least)
+    return "segments", segments_view(predictor, shown, least or 0.0, task == "panoptic")
+
+
+def make_predictor(args: argparse.Namespace) -> Predictor:
+    """The model of the command line."""
+    config = with_overrides(args.config_file, args.opts)
+    return Predictor(config, args.weights, args.device, args.precision)
+
+
+def show_images(paths: list[Path], view: View, output: Path) -> Results:
+    """Write a picture for each; the results of all."""
+    results: Results = []
+    for number, path in enumerate(tqdm(paths, unit="image"), start=1):
+        drawn, found = view(read_image(path), number)
+        results += [{"file_name": str(path), **result} for result in found]
+        with atomic_path(output / f"{path.stem}.png") as temporary:
+            Image.fromarray(drawn).save(temporary)
+    return results
+
+
+def show_film(film: Film, view: View, target: Path, most: int | None) -> tuple[int, Results]:
+    """Write a film; the number of its frames, and the results of all. Ctrl-C ends it early."""
+    results: Results = []
+    count = 0
+    lengths = [length for length in (film.length, most) if length is not None]
+    frames = tqdm(itertools.islice(film, most), unit="frame", total=min(lengths, default=None))
+    with write_film(target, film.rate) as writer:
+        try:
+            for number, frame in enumerate(frames, start=1):
+                drawn, found = view(frame, number)
+                writer.add(drawn)
+                count = number
+                results += [{"file_name": film.name, **result} for result in found]
+        except KeyboardInterrupt:
+            if not count:
+                raise
+    return count, results
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
-    if not 0.0 <= args.score_threshold <= 1.0:
-        raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
-    vocabulary = read_vocabulary(args)
-    shown = list(range(len(vocabulary)))
-    if args.show is not None:
-        shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
-    paths = find_images(args.input)
-    for path in paths:  # before anything is written
-        read_image(path)
-    predictor = Predictor(load_config(args.config_file, args.opts), args.weights, args.device)
-    if args.stuff is not None and not predictor.gives_segments:
-        raise ConfigError(
-            f"--stuff: {type(predictor.model).__name__} detects things alone; leave it out, or "
-            "take a panoptic or semantic model"
-        )
-    predictor.set_vocabulary(vocabulary)
-
-    results: list[dict[str, Any]] = []
-    kind = "segments"
-    for number, path in enumerate(tqdm(paths, unit="image"), start=1):
-        image = read_image(path)
-        prediction = predictor.predict(image)
-        common = (number, vocabulary, shown)
-        if predictor.gives_segments:
-            drawn, found = show_segments(image, prediction, *common)
-        else:
-            kind = "detections"
-            drawn, found = show_detections(
-                image, prediction.instances, *common, args.score_threshold
-            )
-        results += [{"file_name": str(path), **result} for result in found]
-        with atomic_path(args.output / f"{path.stem}.png") as temporary:
-            Image.fromarray(drawn).save(temporary)
+    check_arguments(args)
+    if args.input is not None:
+        paths = find_images(args.input)
+        for path in paths:  # before anything is written
+            read_image(path)
+        kind, view = make_view(args)
+        results, what = show_images(paths, view, args.output), f"{len(paths)} images"
+    else:
+        film = Film(args.webcam if args.video is None else args.video)
+        stem = "webcam" if args.video is None else args.video.stem
+        kind, view = make_view(args)
+        count, results = show_film(film, view, args.output / f"{stem}.mp4", args.max_frames)
+        what = f"{count} frames"
     with atomic_path(args.output / f"{kind}.json") as temporary:
         temporary.write_text(json.dumps(results))
-    print(f"{len(paths)} images, {len(results)} {kind}: {args.output}")
+    print(f"{what}, {len(results)} {kind}: {args.output}")
     return 0
 
 

@@ -16,6 +16,8 @@ from densedet.cli import exit_code
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build
+from densedet.predictor import Predictor
+from densedet.video import Film, write_film
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
 
@@ -119,6 +121,12 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"stuff": "grass"}, "--stuff: OpenVocabularyRCNN detects things alone"),
         ({"show": "green star"}, "green star"),
         ({"threshold": "2"}, "--score-threshold"),
+        ({"more": ["--task", "panoptic"]}, "--task panoptic: OpenVocabularyRCNN has instance"),
+        ({"more": ["--task", "depth"]}, "invalid choice: 'depth'"),
+        ({"more": ["--similarity", "a star"]}, "--similarity has no use for --vocabulary"),
+        ({"more": ["--video", "absent.mp4"]}, "not allowed with argument --input"),
+        ({"more": ["--max-frames", "0"]}, "--max-frames 0"),
+        ({"more": ["--precision", "int8"]}, "precision='int8'"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),
     ],
 )
@@ -144,6 +152,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys
         put("--config-file", change["config"])
     if "threshold" in change:
         put("--score-threshold", change["threshold"])
+    argv += change.get("more", [])
     if "override" in change:
         argv += ["--opts", change["override"]]
     assert exit_code(lambda: demo.main(argv)) == 2
@@ -159,9 +168,12 @@ def test_pictures_of_the_same_name_are_refused(demo, folder, tmp_path, capsys):
     assert "same name" in capsys.readouterr().err
 
 
+ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
+
+
 def test_segments(demo, folder, tmp_path):
     argv = [
-        *("--config-file", "projects/panoptic_fpn/configs/quickstart_zero_shot.py"),
+        *("--config-file", ZERO_SHOT),
         *("--input", str(folder / "in"), "--output", str(tmp_path), "--device", "cpu"),
         *("--vocabulary", "red star;blue ring", "--stuff", "grass;sand", "--show", "grass"),
     ]
@@ -176,3 +188,106 @@ def test_segments(demo, folder, tmp_path):
         picture = np.array(Image.open(tmp_path / f"{Path(result['file_name']).stem}.png"))
         plain = Image.open(result["file_name"]).resize(picture.shape[1::-1], Image.BICUBIC)
         assert np.abs(picture.astype(int) - np.array(plain)).max() > 50
+
+
+def test_tasks_of_a_panoptic_model(demo, folder, tmp_path):
+    config = "projects/panoptic_fpn/configs/quickstart.py"
+    torch.manual_seed(0)
+    cfg = model_zoo.get_config(config)
+    Checkpointer(build(cfg.model, "model"), str(tmp_path)).save("panoptic")
+    argv = [
+        *("--config-file", config, "--weights", str(tmp_path / "panoptic.pth"), "--device", "cpu"),
+        *("--input", str(folder / "in" / "0.jpg"), "--score-threshold", "0"),
+        *("--vocabulary", "red star;blue ring", "--stuff", "grass;sand"),
+    ]
+
+    def found(task, *extra):
+        output = tmp_path / task
+        assert demo.main([*argv, "--task", task, "--output", str(output), *extra]) == 0
+        kind = "detections" if task == "instance" else "segments"
+        return json.loads((output / f"{kind}.json").read_text())
+
+    instances = found("instance")
+    assert {r["label"] for r in instances} <= {"red star", "blue ring"} and "bbox" in instances[0]
+    # each class once, and together they cover the picture
+    classes = found("semantic")
+    assert len({r["label"] for r in classes}) == len(classes)
+    assert sum(r["area"] for r in classes) == 160 * 160
+    segments = found("panoptic", "--opts", "model.combine_instances_score_thresh=0.0")
+    assert {r["isthing"] for r in segments} == {True, False}
+    assert all(("score" in r) == r["isthing"] for r in segments)
+
+
+def test_similarity(demo, folder, tmp_path):
+    argv = [
+        *("--config-file", ZERO_SHOT, "--device", "cpu", "--output", str(tmp_path)),
+        *("--input", str(folder / "in"), "--similarity", "red star, or $5"),
+    ]
+    assert demo.main(argv) == 0
+    found = json.loads((tmp_path / "similarity.json").read_text())
+    assert [r["image_id"] for r in found] == [1, 2, 3]
+    predictor = Predictor(ZERO_SHOT, device="cpu")
+    for result in found:
+        cosines = predictor.similarity("red star, or $5", result["file_name"])
+        column, row = result["at"]
+        assert result["highest"] == pytest.approx(float(cosines[row, column]), abs=1e-5)
+        assert result["highest"] == pytest.approx(float(cosines.max()), abs=1e-5)
+        assert result["lowest"] == pytest.approx(float(cosines.min()), abs=1e-5)
+        picture = np.array(Image.open(tmp_path / f"{Path(result['file_name']).stem}.png"))
+        assert picture.shape == (640, 640, 3)
+
+
+def test_a_film(demo, folder, tmp_path, capsys):
+    """Four frames: the same picture has the same segments, and the film can be read again."""
+    frames = [np.array(Image.open(folder / "in" / f"{i}.jpg")) for i in (0, 1, 1, 2)]
+    with write_film(tmp_path / "in.mp4", rate=5) as film:
+        for frame in frames:
+            film.add(frame)
+    argv = [
+        *("--config-file", ZERO_SHOT, "--device", "cpu", "--output", str(tmp_path / "out")),
+        *("--video", str(tmp_path / "in.mp4"), "--vocabulary", "red star", "--stuff", "grass;sand"),
+    ]
+    assert demo.main(argv) == 0 and "4 frames" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["in.mp4", "segments.json"]
+    found = json.loads((tmp_path / "out" / "segments.json").read_text())
+    assert {r["image_id"] for r in found} == {1, 2, 3, 4}
+    assert {r["file_name"] for r in found} == {str(tmp_path / "in.mp4")}
+    shown = Film(tmp_path / "out" / "in.mp4")
+    assert shown.rate == 5 and [frame.shape for frame in shown] == [(640, 640, 3)] * 4
+    short = [*argv[:-6], *("--video", str(tmp_path / "in.mp4"), "--max-frames", "2")]
+    short += ["--similarity", "red star", "--output", str(tmp_path / "short")]
+    assert demo.main(short) == 0
+    assert len(list(Film(tmp_path / "short" / "in.mp4"))) == 2
+
+
+def test_ctrl_c_ends_a_film_and_keeps_it(demo, tmp_path):
+    frames = [np.full((32, 48, 3), value, np.uint8) for value in (0, 100, 200)]
+    with write_film(tmp_path / "in.mp4", rate=5) as film:
+        for frame in frames:
+            film.add(frame)
+
+    def view(frame, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return frame, [{"image_id": number}]
+
+    source = Film(tmp_path / "in.mp4")
+    count, results = demo.show_film(source, view, tmp_path / "out.mp4", None)
+    assert count == 2 and [r["image_id"] for r in results] == [1, 2]
+    assert len(list(Film(tmp_path / "out.mp4"))) == 2
+
+
+@pytest.mark.parametrize("name", ["absent.mp4", "text.mp4"])
+def test_what_is_no_film_is_refused(demo, tmp_path, capsys, name):
+    (tmp_path / "text.mp4").write_text("no film")
+    output = tmp_path / "out"
+    argv = ["--video", str(tmp_path / name), "--similarity", "a", "--output", str(output)]
+    assert exit_code(lambda: demo.main(argv)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and name in error[0] and not output.exists()
+
+
+def test_words_are_needed(demo, tmp_path, capsys):
+    argv = ["--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert exit_code(lambda: demo.main(argv)) == 2
+    assert "--vocabulary, or a phrase with --similarity" in capsys.readouterr().err

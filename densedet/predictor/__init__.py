@@ -1,0 +1,16 @@
+"""The user's API: words and pictures in, labelled boxes, masks, maps and embeddings out."""
+
+from densedet.predictor.prediction import NONE, NONE_LABEL, Prediction
+from densedet.predictor.predictor import ImageLike, Predictor, Task
+from densedet.predictor.results import coco_results, segment_results
+
+__all__ = [
+    "NONE",
+    "NONE_LABEL",
+    "ImageLike",
+    "Prediction",
+    "Predictor",
+    "Task",
+    "coco_results",
+    "segment_results",
+]

@@ -1,0 +1,155 @@
+"""The part of a model that sees the picture alone, whatever the words are."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from densedet.clip import ClipVisual
+from densedet.errors import ConfigError
+from densedet.modeling.backbone import DENSE_FEATURE
+from densedet.modeling.backbone.aligned import DENSE_EMBEDDING
+from densedet.modeling.backbone.guided import find_guided
+from densedet.modeling.meta_arch import ZeroShotSegmentor
+from densedet.predictor.images import PreparedImage
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A method of a module that takes pictures, its further arguments, and what to take of it."""
+
+    owner: nn.Module
+    method: str = "forward"
+    arguments: tuple[Any, ...] = ()
+    name: str | None = None
+
+    def __call__(self, images: Tensor) -> Any:
+        result = getattr(self.owner, self.method)(images, *self.arguments)
+        return result if self.name is None else result[self.name]
+
+
+class ImageEncoder:
+    """Runs the image encoder of a model once for a picture, in a precision of its own.
+
+    The encoder is the largest part that no word has an influence on: the trunk below a guidance,
+    the tower of a `ZeroShotSegmentor`, or else the whole backbone with its pyramid.
+
+    Args:
+        model: in evaluation.
+        dtype: that autocast computes in; fp32 stands for no autocast. Results are fp32 always.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model = model
+        self.dtype = dtype
+        self._encode, self._dense = _calls(model)
+
+    @contextmanager
+    def remembering(self, kept: list[tuple[Tensor, Any, Any]] | None) -> Iterator[None]:
+        """Meanwhile the encoder answers from what it was asked before.
+
+        Args:
+            kept: what is known and what becomes known: input, other arguments and result. None
+                keeps nothing.
+        """
+        with self._remembering(self._encode, kept):
+            yield
+
+    def dense_map(self, image: PreparedImage) -> tuple[Tensor, float]:
+        """The dense map of a picture as the model sees it.
+
+        Returns:
+            [D, h, w] fp32 of unit columns, the padding at the right and the bottom included, and
+            the pixels of ``image.tensor`` per cell.
+
+        Raises:
+            ConfigError: the model has no map in the space of words.
+        """
+        if self._dense is None:
+            raise ConfigError(
+                f"{type(self.model).__name__} gives no dense map in the space of words here: take "
+                "a model on a CLIP image tower with its embedding"
+            )
+        images = self._padded(image)
+        with self._remembering(self._dense, image.kept):
+            dense = self._dense(images)
+        return F.normalize(dense[0], dim=0), images.shape[-1] / dense.shape[-1]
+
+    @contextmanager
+    def _remembering(
+        self, call: _Call, kept: list[tuple[Tensor, Any, Any]] | None
+    ) -> Iterator[None]:
+        encode = self._in_precision(getattr(call.owner, call.method))
+
+        def remembered(images: Tensor, *others: Any) -> Any:
+            key = (call.method, others)
+            for seen, same, result in kept or ():
+                if key == same and images.shape == seen.shape and torch.equal(images, seen):
+                    return result
+            result = encode(images, *others)
+            if kept is not None:
+                kept.append((images, key, result))
+            return result
+
+        with replaced(call.owner, call.method, remembered):
+            yield
+
+    def _in_precision(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        if self.dtype == torch.float32:
+            return encode
+
+        def encode_fast(images: Tensor, *others: Any) -> Any:
+            with torch.autocast(images.device.type, self.dtype):
+                result = encode(images, *others)
+            if isinstance(result, dict):
+                return {name: value.float() for name, value in result.items()}
+            return result.float()
+
+        return encode_fast
+
+    def _padded(self, image: PreparedImage) -> Tensor:
+        """[1, 3, H, W], normalised and padded as the model does it for a whole picture."""
+        if hasattr(self.model, "preprocess_image"):
+            images: ImageList = self.model.preprocess_image([image.record])
+            return images.tensor
+        pixels = image.tensor.to(self.model.device)
+        normalised = (pixels - self.model.pixel_mean) / self.model.pixel_std
+        zero_shot = isinstance(self.model, ZeroShotSegmentor)
+        divisor = self.model.visual.stride if zero_shot else self.model.backbone.size_divisibility
+        return ImageList.from_tensors([normalised], divisor).tensor
+
+
+def _calls(model: Any) -> tuple[_Call, _Call | None]:
+    """What encodes pictures for the heads, and what gives the dense map; None without one."""
+    if isinstance(model, ZeroShotSegmentor):
+        call = _Call(model.visual, "dense_map", (model.path,))
+        return call, call
+    guided = find_guided(model)
+    if guided is not None:
+        aligned = getattr(guided.trunk, "embed_dim", None) is not None
+        dense = _Call(guided.trunk, name=DENSE_EMBEDDING) if aligned else None
+        return _Call(guided.trunk), dense
+    if DENSE_FEATURE in model.backbone.output_shape():
+        return _Call(model.backbone), _Call(model.backbone, name=DENSE_FEATURE)
+    visual = next((m for m in model.modules() if isinstance(m, ClipVisual) and m.embeds), None)
+    return _Call(model.backbone), None if visual is None else _Call(visual, "dense_map")
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an object have another attribute, or method, for a while."""
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

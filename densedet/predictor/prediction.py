@@ -1,0 +1,143 @@
+"""What a model finds in a picture."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from densedet.vocabulary import Vocabulary
+
+NONE = -1
+"""The category of a pixel that is none of the vocabulary's."""
+
+NONE_LABEL = "none of these"
+"""What to show for `NONE`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model finds in a picture of H x W pixels, on the CPU; None for what it does not tell.
+
+    Attributes:
+        vocabulary: what was looked for; class indices are those of its categories.
+        instances: ``pred_boxes`` in pixels, ``scores``, ``pred_classes`` and, of models with masks,
+            ``pred_masks``.
+        semantic: (H, W) int64, the class of each pixel, or `NONE`.
+        confidence: (H, W) fp32, the probability of that class among all.
+        panoptic: (H, W) int32, the segment of each pixel, 0 for none of these.
+        segments: of ``panoptic``, each with "id", "category_id", "label" and "isthing", things also
+            with "score", stuff with "area" in pixels.
+    """
+
+    vocabulary: Vocabulary
+    instances: Instances | None = None
+    semantic: Tensor | None = None
+    confidence: Tensor | None = None
+    panoptic: Tensor | None = None
+    segments: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def of(
+        cls, outputs: dict[str, Any], vocabulary: Vocabulary, probabilities: bool = False
+    ) -> "Prediction":
+        """From what a Detectron2 model in evaluation says of one picture.
+
+        Args:
+            outputs: "instances", "sem_seg" or "panoptic_seg", as Detectron2 has them.
+            vocabulary: that the model was asked for.
+            probabilities: whether "sem_seg" are probabilities, and not logits.
+        """
+        instances, scores = outputs.get("instances"), outputs.get("sem_seg")
+        panoptic, segments = outputs.get("panoptic_seg", (None, ()))
+        semantic = confidence = None
+        if scores is not None:
+            chances = scores if probabilities else scores.softmax(dim=0)
+            confidence = chances.amax(dim=0).float().cpu()
+            semantic = scores.argmax(dim=0).cpu()
+        return cls(
+            vocabulary=vocabulary,
+            instances=None if instances is None else instances.to("cpu"),
+            semantic=semantic,
+            confidence=confidence,
+            panoptic=None if panoptic is None else panoptic.cpu(),
+            segments=tuple(
+                {**segment, "label": vocabulary.labels[segment["category_id"]]}
+                for segment in segments
+            ),
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The user's own word for each of the instances; () without any."""
+        if self.instances is None:
+            return ()
+        return tuple(self.vocabulary.labels[i] for i in self.instances.pred_classes.tolist())
+
+    @property
+    def categories(self) -> Tensor | None:
+        """The category (H, W) int64 of each pixel, or `NONE`; None if there are boxes alone.
+
+        Of a detector with masks, the best detection there decides.
+        """
+        if self.panoptic is not None:
+            found = [NONE] * (1 + max((s["id"] for s in self.segments), default=0))
+            for segment in self.segments:
+                found[segment["id"]] = segment["category_id"]
+            return torch.tensor(found)[self.panoptic.long()]
+        if self.semantic is not None:
+            return self.semantic
+        if self.instances is None or not self.instances.has("pred_masks"):
+            return None
+        painted = torch.full(self.instances.image_size, NONE)
+        for row in self.instances.scores.argsort(stable=True).tolist():
+            painted[self.instances.pred_masks[row]] = self.instances.pred_classes[row]
+        return painted
+
+    def above(self, score: float) -> "Prediction":
+        """Without what is less certain: that becomes none of these.
+
+        Args:
+            score: the least score in 0..1 of an instance or of a panoptic thing, and the least
+                probability of the class of a pixel in a semantic map. Panoptic stuff has no score.
+
+        Raises:
+            ValueError: a score outside 0..1.
+        """
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"the score {score} must lie in 0..1")
+        changed: dict[str, Any] = {}
+        if self.instances is not None:
+            changed["instances"] = self.instances[self.instances.scores >= score]
+        if self.semantic is not None and self.confidence is not None:
+            changed["semantic"] = self.semantic.masked_fill(self.confidence < score, NONE)
+        if self.panoptic is not None:
+            dropped = [s["id"] for s in self.segments if s.get("score", 1.0) < score]
+            gone = torch.isin(self.panoptic, torch.tensor(dropped, dtype=self.panoptic.dtype))
+            changed["panoptic"] = self.panoptic.masked_fill(gone, 0)
+            changed["segments"] = tuple(s for s in self.segments if s["id"] not in dropped)
+        return replace(self, **changed)
+
+    def segment_masks(self) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
+        """The parts of the picture: the panoptic segments, or else the classes of its pixels.
+
+        Returns:
+            R masks (R, H, W) bool, and what each of them is: "category_id", "label", "isthing"
+            and, of things in a panoptic result, "score".
+
+        Raises:
+            ValueError: the model tells neither.
+        """
+        if self.panoptic is not None:
+            ids = torch.tensor([s["id"] for s in self.segments], dtype=self.panoptic.dtype)
+            return self.panoptic == ids[:, None, None], self.segments
+        if self.semantic is None:
+            raise ValueError("the model gives detections, and no segments")
+        found = self.semantic.unique()
+        found = found[found != NONE]
+        labels, kinds = self.vocabulary.labels, self.vocabulary.kinds
+        return self.semantic == found[:, None, None], tuple(
+            {"category_id": i, "label": labels[i], "isthing": kinds[i] == "thing"}
+            for i in found.tolist()
+        )

@@ -1,0 +1,231 @@
+"""From a model, a picture and a list of words to labelled detections, segments and embeddings."""
+
+import copy
+import itertools
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, RetinaNet
+from torch import Tensor, nn
+
+from densedet import compat
+from densedet.errors import ImageError
+from densedet.predictor.images import ImageLike, PreparedImage, as_pixels
+from densedet.predictor.prediction import Prediction
+from densedet.predictor.regions import box_embeddings, map_on_picture, mask_embeddings
+from densedet.predictor.shared import SharedModel
+from densedet.predictor.sources import Source, load_source
+from densedet.vocabulary import Vocabulary
+from densedet.vocabulary.vocabulary import VocabularyLike
+
+Task = Literal["panoptic", "instance", "semantic"]
+
+_BATCH = 8
+
+
+class Predictor:
+    """Finds the categories of a vocabulary in pictures.
+
+    The vocabulary and the picture are set independently: other words on a known picture cost no
+    pass of the image encoder, another picture none of the text tower. The last few pictures stay
+    known, by their content.
+
+    Threads may share a predictor; a call takes the vocabulary and the picture that are set when it
+    begins. A thread with words or pictures of its own takes a view, see `with_vocabulary`.
+
+    Args:
+        config: a config; its path or name as `load_config` takes it; a saved model as `open_model`
+            takes it; or a short name of `densedet.model_zoo`, such as "quickstart", the detector
+            that ``make demo`` trains.
+        weights: checkpoint; None takes ``model_final.pth`` of the config's output folder, or none
+            for a model that has nothing to train.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: of the image encoder: "fp32", "bf16" or, on CUDA, "fp16". The heads have fp32.
+
+    Attributes:
+        config: of the model.
+
+    Raises:
+        ConfigError: the config has no model with a vocabulary, no trained weights are there, or
+            no such device or precision.
+        CheckpointError: the weights do not fit, or are not trained yet.
+    """
+
+    def __init__(
+        self,
+        config: Source = "quickstart",
+        weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> None:
+        compat.apply()
+        source = load_source(config, weights)
+        self.config = source.config
+        self._shared = SharedModel(source.model, source.augmentations, device, precision)
+        self._vocabulary = source.vocabulary
+        self._image: PreparedImage | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; other threads and views use it too."""
+        return self._shared.model
+
+    @property
+    def trained(self) -> Vocabulary:
+        """The categories of the training."""
+        return self._shared.trained
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What predictions have, the most telling first."""
+        if isinstance(self.model, PanopticFPN):
+            return "panoptic", "instance", "semantic"
+        return (
+            ("instance",) if isinstance(self.model, GeneralizedRCNN | RetinaNet) else ("semantic",)
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The categories that are looked for."""
+        return self._vocabulary
+
+    def set_vocabulary(self, words: VocabularyLike) -> None:
+        """Look for these categories from now on.
+
+        A category counts as seen if training had labels of one of its names; that decides how its
+        scores are ensembled.
+
+        Args:
+            words: as of `Vocabulary.resolve`, e.g. ``"cat,kitten;remote control"`` or a list.
+
+        Raises:
+            VocabularyError: no vocabulary, or none that the model can be asked for.
+        """
+        vocabulary = Vocabulary.resolve(words).seen_by(self.trained)
+        self._shared.check(vocabulary)
+        self._vocabulary = vocabulary
+
+    def with_vocabulary(self, words: VocabularyLike) -> "Predictor":
+        """A predictor with other words, and then another picture, on the same model.
+
+        It shares the weights and the known pictures, and costs no memory. Several threads may each
+        use one of their own.
+        """
+        view = copy.copy(self)
+        view.set_vocabulary(words)
+        return view
+
+    def set_image(self, image: ImageLike) -> None:
+        """Look at this picture from now on; it is encoded at the first question, once.
+
+        Args:
+            image: (H, W, 3) uint8 RGB array, Pillow image, or a file.
+
+        Raises:
+            ImageError: it is none of these.
+        """
+        self._image = self._shared.image(as_pixels(image))
+
+    def predict(self, image: ImageLike | None = None) -> Prediction:
+        """Look for the vocabulary.
+
+        Args:
+            image: None takes the one that was set.
+
+        Raises:
+            ImageError: no picture is set, or this is none.
+        """
+        return self._shared.predict(self._known(image), self._vocabulary)
+
+    def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
+        """Look for the vocabulary in pictures of any sizes, some at a time, in their order."""
+        vocabulary, rest = self._vocabulary, iter(images)
+        found: list[Prediction] = []
+        while some := [as_pixels(image) for image in itertools.islice(rest, _BATCH)]:
+            found += self._shared.predict_batch(some, vocabulary)
+        return found
+
+    def dense_features(self, image: ImageLike | None = None) -> Tensor:
+        """The dense map: an embedding, in the space of words, for each cell of the picture.
+
+        Returns:
+            [D, h, w] fp32 on the CPU, unit columns. The last row and column may hang over the
+            picture's border.
+
+        Raises:
+            ConfigError: the model has no such map.
+            ImageError: as of `predict`.
+        """
+        known = self._known(image)
+        dense, stride = self._shared.dense_map(known)
+        height, width = (-int(-side // stride) for side in known.tensor.shape[1:])
+        return dense[:, :height, :width].cpu().clone()
+
+    def region_features(
+        self,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        image: ImageLike | None = None,
+    ) -> Tensor:
+        """The dense map, pooled over regions.
+
+        Args:
+            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the picture; or else
+            masks: [R, H, W] bool.
+            image: as of `predict`.
+
+        Returns:
+            [R, D] fp32 on the CPU, unit rows.
+
+        Raises:
+            ValueError: neither or both are given, of another shape, or a region is empty.
+            ConfigError: as of `dense_features`.
+        """
+        known = self._known(image)
+        if (boxes is None) == (masks is None):
+            raise ValueError("give either boxes or masks")
+        dense, stride = self._shared.dense_map(known)
+        if boxes is not None:
+            pooled = box_embeddings(dense, stride, known, torch.as_tensor(boxes))
+        else:
+            pooled = mask_embeddings(dense, stride, known, torch.as_tensor(masks))
+        return F.normalize(pooled, dim=1).cpu()
+
+    def embed_text(self, words: VocabularyLike) -> Tensor:
+        """Words in the space of the dense map.
+
+        Returns:
+            [P, D] fp32 on the CPU, a unit row for each of ``Vocabulary.resolve(words).synonyms``;
+            its ``groups`` say which category each of them is of.
+
+        Raises:
+            VocabularyError: as of `Vocabulary.resolve`.
+            ConfigError: the model has learned prompts instead of sentences.
+        """
+        return self._shared.embed(Vocabulary.resolve(words)).vectors.clone()
+
+    def similarity(self, phrase: str, image: ImageLike | None = None) -> Tensor:
+        """How close a phrase is to each pixel; the phrase is prompted as one name, "," included.
+
+        Returns:
+            [H, W] fp32 cosines on the CPU: of the cells of the dense map, interpolated.
+
+        Raises:
+            VocabularyError: an empty phrase.
+            ConfigError: as of `dense_features` and `embed_text`.
+        """
+        vector = self.embed_text([phrase])[0]
+        known = self._known(image)
+        dense, stride = self._shared.dense_map(known)
+        cosines = torch.einsum("dhw,d->hw", dense, vector.to(dense))
+        return map_on_picture(cosines, stride, known).cpu()
+
+    def _known(self, image: ImageLike | None) -> PreparedImage:
+        if image is not None:
+            return self._shared.image(as_pixels(image))
+        if self._image is None:
+            raise ImageError("no picture is set: call set_image first, or give one")
+        return self._image
