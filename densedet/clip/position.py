@@ -42,7 +42,8 @@ def resample_positions(
     native = native or (math.isqrt(cells), math.isqrt(cells))
     if native[0] * native[1] != cells:
         raise ValueError(f"a position table of {cells} + 1 entries is no grid of {native}")
-    if grid == native:
+    # a traced program of any size must not leave this size out; there the resampling is exact
+    if not torch.compiler.is_compiling() and grid == native:
         return table
     flat = table.reshape(cells + 1, -1)
     if mode == "crop":

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Write a model as a file that needs neither its text tower nor densedet: the words are baked in.
+
+Parts:
+  dense      pictures to the dense map of CLIP and its cosines with the words
+  semantic   pictures to logits of the words at every pixel
+  detector   a picture of fixed size to scored boxes and masks, before the final suppression
+             (densedet.export.select_detections does it)
+
+Formats: torch, a torch.export program (.pt2); onnx (.onnx; pip install 'densedet[export]'). Without
+--size the parts dense and semantic take pictures of any multiple of the model's stride. What the
+file takes and gives, labels and digests stand in it as JSON: "metadata.json" of a program, the
+property "densedet" of an ONNX model.
+
+Examples:
+    python tools/export_model.py \\
+        --vocabulary "red star;blue ring" --part detector --size 160 160 --output output/stars.pt2
+    python tools/export_model.py --config-file projects/denseclip/configs/quickstart.py \\
+        --vocabulary shapes_world --part semantic --output output/shapes.onnx
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from densedet.cli import ToolParser, run_tool
+from densedet.errors import ConfigError
+
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = ToolParser(
+        prog="export_model.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file",
+        default="quickstart",
+        metavar="FILE",
+        help="config, saved model, or a short name of the model zoo; default: the detector that\n"
+        "make demo trains",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint; default: model_final.pth of the output_dir, nothing for a model without "
+        "training",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        required=True,
+        metavar="WORDS",
+        help='"cat,kitten;remote control", a file or a class list',
+    )
+    parser.add_argument(
+        "--format", choices=tuple(SUFFIXES), help="default: by the suffix of --output"
+    )
+    parser.add_argument("--part", choices=("dense", "semantic", "detector"), default="dense")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the pictures; default: any"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change the config; +KEY=VALUE adds a key"
+    )
+    return parser
+
+
+def output_format(args: argparse.Namespace) -> str:
+    """The format that the command line asks for.
+
+    Raises:
+        ConfigError: the suffix of the output is that of no format, or of another one.
+    """
+    found = next((name for name, end in SUFFIXES.items() if args.output.suffix == end), None)
+    if found is None or args.format not in (None, found):
+        wanted = SUFFIXES[args.format] if args.format else " or ".join(SUFFIXES.values())
+        raise ConfigError(f"--output {args.output}: give a {wanted} file")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    size = tuple(args.size) if args.size else None
+    form = output_format(args)
+
+    from densedet import compat
+
+    compat.apply()
+    from densedet.export import describe, make_part, trace, write_onnx, write_program
+    from densedet.predictor.sources import load_source, with_overrides
+    from densedet.vocabulary import Vocabulary
+
+    words = Vocabulary.resolve(args.vocabulary)
+    model = load_source(with_overrides(args.config_file, args.overrides), args.weights).model
+    model.set_vocabulary(words.seen_by(model.vocabulary))
+    part = make_part(model, args.part, size)
+    metadata = describe(part, size, model.state_dict())
+    write = write_onnx if form == "onnx" else write_program
+    write(trace(part, size), args.output, metadata)
+    pixels = "any size" if size is None else f"{size[0]}x{size[1]} (HxW)"
+    megabytes = args.output.stat().st_size / 1e6
+    print(
+        f"{args.output}: {args.part} part of {type(model).__name__}, {len(part.vocabulary)} "
+        f"categories, pictures of {pixels}, {megabytes:.1f} MB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(lambda: main(sys.argv[1:]))
