@@ -35,6 +35,8 @@ def load(name):
     without_weights(cfg)
     if "label_vocabulary" in cfg:  # the file of pseudo-labels is made by the user
         cfg.label_vocabulary = L(Vocabulary.parse)(text="cat,kitten;dog")
+    if "custom" in cfg and "vocabulary" in cfg.model:  # and so is a data set of his own
+        cfg.model.vocabulary = L(Vocabulary.parse)(text="cat,kitten;dog")
     return cfg
 
 
