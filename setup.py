@@ -90,7 +90,7 @@ setup(
         "eval": ["faster-coco-eval>=1.8"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "hub": ["huggingface_hub>=0.27"],
-        "web": ["gradio>=5.0"],
+        "web": ["gradio>=6.0,<7"],
         # Gradio asks for pillow<13 and serves with the 13 of constraints.txt: beside that file it
         # goes in with --no-deps (docs/install.md), and this is what else it needs.
         "web-requirements": [

@@ -1,7 +1,7 @@
 """A web page on this machine: choose a picture, type words, see where they are.
 
-It shows what tools/demo.py draws, with a table and the results as JSON. Needs the extra "web":
-pip install 'densedet[web]'. Pictures and words stay on this machine; the page asks no other.
+It shows what tools/demo.py draws, with a table and the results as JSON. Needs the extra "web", see
+docs/install.md. Pictures and words stay on this machine; the page asks no other.
 
 Example:
     python tools/web_demo.py --config-file quickstart
@@ -12,6 +12,9 @@ import html
 import importlib
 import importlib.util
 import json
+import logging
+import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,20 +29,29 @@ from numpy.typing import NDArray
 from densedet.cli import ToolParser, run_tool
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.errors import (
-    ConfigError,
     DensedetError,
     ImageError,
     InstallationError,
     VocabularyError,
 )
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.predictor import Predictor
-from densedet.web import MOST_BYTES, check_length, check_scores, read_picture, read_words
+from densedet.web import (
+    MOST_BYTES,
+    check_address,
+    check_length,
+    check_scores,
+    read_picture,
+    read_words,
+    remove_old,
+)
 
 EXAMPLES = (11, 5, 14)  # scenes of Shapes World
 SIMILARITY = "similarity"
 CACHE_SECONDS = 3_600
 BUTTONS: list[Any] = ["download", "fullscreen"]  # of a picture
+
+logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 Results = list[dict[str, Any]]
@@ -106,18 +118,22 @@ def tabulate(drawn: Picture, results: Results, header: list[str]) -> Answer:
 
 @contextmanager
 def told_in_the_page() -> Iterator[None]:
-    """Turn an error of wrong input into a message that stays in the page until it is closed."""
+    """Turn an error into a message that stays in the page until it is closed."""
     import gradio
 
     try:
         yield
-    except DensedetError as error:
-        message = html.escape(str(error), quote=False)
+    except Exception as error:
+        message = "this cannot be looked at; the log of the server says why"
+        if isinstance(error, DensedetError):
+            message = html.escape(str(error), quote=False)
+        else:
+            logger.exception("a defect, answered in the page")
         raise gradio.Error(message, duration=None, print_exception=False) from None
 
 
 def finder(predictor: Predictor, folder: Path) -> Callable[..., tuple[Any, ...]]:
-    """What the button does; JSON goes to files in ``folder``."""
+    """What the button does; JSON goes to files in ``folder``, where old ones are removed."""
     import gradio
 
     def find(path: str | None, *settings: Any) -> tuple[Any, ...]:
@@ -127,24 +143,25 @@ def finder(predictor: Predictor, folder: Path) -> Callable[..., tuple[Any, ...]]
             image = read_picture(path)
             answer = look(predictor, image, *settings)
         said = {"width": image.shape[1], "height": image.shape[0], "results": answer.results}
+        remove_old(folder, CACHE_SECONDS)
         name = folder / f"results-{uuid.uuid4().hex}.json"
-        with atomic_path(name) as temporary:
-            temporary.write_text(json.dumps(said))
+        write_text(name, json.dumps(said))
         table = gradio.Dataframe(value=answer.rows, headers=answer.header)
-        count = f"**{len(answer.rows)} found** in {image.shape[1]} x {image.shape[0]} pixels"
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        count = size if settings[2] == SIMILARITY else f"**{len(answer.rows)} found** in {size}"
         return answer.drawn, count, table, gradio.DownloadButton(value=name, interactive=True)
 
     return find
 
 
 def accept(path: str | None) -> Any:
-    """What an upload does: the picture, in the size that it is looked at."""
+    """What an upload does: the picture, in the size that it is looked at, and a free upload box."""
     import gradio
 
     if path is None:
-        return gradio.skip()
+        return gradio.skip(), gradio.skip()
     with told_in_the_page():
-        return read_picture(path)
+        return read_picture(path), None
 
 
 def example(number: int) -> list[Any]:
@@ -181,7 +198,12 @@ def make_page(predictor: Predictor, folder: Path) -> Any:
                 outputs = [
                     gr.Image(label="Found", format="png", buttons=BUTTONS, elem_id="found"),
                     gr.Markdown(elem_id="count"),
-                    gr.Dataframe(label="Results", interactive=False, elem_id="results"),
+                    gr.Dataframe(
+                        label="Results",
+                        headers=["label", "score"],
+                        interactive=False,
+                        elem_id="results",
+                    ),
                     gr.DownloadButton("Download JSON", interactive=False),
                 ]
         shown = inputs[:3] if has_stuff(predictor) else inputs[:2]
@@ -214,7 +236,7 @@ def add_inputs(predictor: Predictor) -> list[Any]:
     stuff = gr.Textbox(others, label="Stuff, which has no instances", visible=has_stuff(predictor))
     task = gr.Radio(tasks, value=tasks[0], label="Task")
     least = gr.Slider(0, 1, least_score(tasks[0]), label="Least score")
-    upload.upload(accept, upload, picture)
+    upload.upload(accept, upload, [picture, upload])
     task.change(least_score, task, least)
     return [picture, words, stuff, task, least]
 
@@ -237,35 +259,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def serve(page: Any, host: str, port: int) -> None:
+    """Answer until Ctrl-C, or until somebody ends the process."""
+    import gradio
+
+    plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        max_file_size=MOST_BYTES,
+        footer_links=[],
+        theme=plain,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the files are removed
+    print(f"{url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the tool until Ctrl-C."""
     args = build_parser().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
-        raise InstallationError("the web page needs gradio: pip install 'densedet[web]'")
-    import gradio
-
+        raise InstallationError(
+            "the web page needs gradio: pip install -e '.[web]' in the checkout (docs/install.md)"
+        )
+    check_address(args.host, args.port)
     predictor = Predictor(args.config_file, args.weights, args.device)
-    plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with tempfile.TemporaryDirectory(prefix="densedet-web-") as folder:
-        page = make_page(predictor, Path(folder))
-        try:
-            _, url, _ = page.launch(
-                server_name=args.host,
-                server_port=args.port,
-                share=False,
-                ssr_mode=False,
-                max_file_size=MOST_BYTES,
-                footer_links=[],
-                theme=plain,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen at {args.host}:{args.port} ({error}); choose another --port"
-            ) from error
-        print(f"{url} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        os.environ["GRADIO_TEMP_DIR"] = folder  # for what is uploaded
+        serve(make_page(predictor, Path(folder)), args.host, args.port)
     return 0
 
 

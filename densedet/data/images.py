@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             program has told Pillow to accept truncated files).
     """
     name = os.fspath(path)
-    with _reading(name):
+    with reading(name):
         return np.array(detection_utils.read_image(name, format="RGB"))
 
 
@@ -54,7 +54,7 @@ def read_label_map(path: str | os.PathLike[str], bits: Literal[8, 16] = 8) -> np
         DatasetError: it has colours or another number of bits.
     """
     name = os.fspath(path)
-    with _reading(name), Image.open(name) as image:
+    with reading(name), Image.open(name) as image:
         if image.mode in _LABEL_MODES[bits]:
             return np.array(image, dtype=np.uint8 if bits == 8 else np.uint16)
         mode = image.mode
@@ -71,7 +71,7 @@ def label_map_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing or is not an image.
     """
     name = os.fspath(path)
-    with _reading(name), Image.open(name) as image:
+    with reading(name), Image.open(name) as image:
         return image.height, image.width
 
 
@@ -82,7 +82,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing or is not an image.
     """
     name = os.fspath(path)
-    with _reading(name), Image.open(name) as image:
+    with reading(name), Image.open(name) as image:
         try:
             orientation = image.getexif().get(_EXIF_ORIENTATION)
         except Exception:  # Detectron2 reads an image with broken EXIF data as if it had none
@@ -92,8 +92,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn what Pillow raises on a bad file into ``ImageError``."""
+def reading(name: str) -> Iterator[None]:
+    """Turn what Pillow raises on a bad image into ``ImageError``.
+
+    Args:
+        name: what the message calls the image.
+    """
     try:
         with _truncation_is_an_error():
             yield

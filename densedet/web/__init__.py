@@ -1,4 +1,4 @@
-"""What the web page, tools/web_demo.py, takes from its visitors."""
+"""What the web page, tools/web_demo.py, takes from its visitors, and needs on its machine."""
 
 from densedet.web.inputs import (
     MOST_BYTES,
@@ -12,6 +12,7 @@ from densedet.web.inputs import (
     read_picture,
     read_words,
 )
+from densedet.web.serving import check_address, remove_old
 
 __all__ = [
     "MOST_BYTES",
@@ -20,8 +21,10 @@ __all__ = [
     "MOST_SCORES",
     "MOST_WORDS",
     "SIDE",
+    "check_address",
     "check_length",
     "check_scores",
     "read_picture",
     "read_words",
+    "remove_old",
 ]

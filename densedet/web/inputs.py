@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from densedet.data.images import label_map_size, read_image
+from densedet.data.images import read_image, reading
 from densedet.errors import ImageError, VocabularyError
 from densedet.vocabulary import Vocabulary
 
@@ -17,7 +17,10 @@ MOST_PIXELS = 20_000_000
 MOST_BYTES = 50_000_000
 """Of the file of a picture."""
 
-SIDE = 1_024
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Of pictures, as Pillow names them; it knows others that run programs (EPS) or unpack much."""
+
+SIDE = 640
 """The longer side, pixels, in which larger pictures are looked at."""
 
 MOST_WORDS = 1_000
@@ -26,8 +29,8 @@ MOST_WORDS = 1_000
 MOST_CHARACTERS = 32_000
 """Of the text of a vocabulary."""
 
-MOST_SCORES = 100_000_000
-"""Categories times pixels: a model of segments has a score for each, and some copies of them."""
+MOST_SCORES = 30_000_000
+"""Categories times pixels: a model of segments has a score for each, in fp32, and some copies."""
 
 
 def read_picture(path: str) -> NDArray[np.uint8]:
@@ -40,7 +43,8 @@ def read_picture(path: str) -> NDArray[np.uint8]:
         ImageError: the file is no picture, or too large. The message has its name, not its folder.
     """
     try:
-        height, width = label_map_size(path)
+        with reading(path), Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
         if height * width > MOST_PIXELS:
             raise ImageError(
                 f"{path} has {width:,} x {height:,} pixels, {height * width / 1e6:.1f} million; "

@@ -25,9 +25,10 @@ def test_a_small_picture_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((1024, 1024), (1024, 1024, 3)),
-        ((2048, 1024), (512, 1024, 3)),
-        ((5000, 4000), (819, 1024, 3)),
+        ((640, 640), (640, 640, 3)),
+        ((2048, 1024), (320, 640, 3)),
+        ((5000, 4000), (512, 640, 3)),
+        ((3000, 2), (1, 640, 3)),
     ],
 )
 def test_up_to_20_megapixels_are_made_smaller(tmp_path, size, expected):
@@ -59,6 +60,14 @@ def test_what_is_no_picture_is_refused_without_its_folder(tmp_path):
     with pytest.raises(ImageError, match="truncated or corrupt") as caught:
         read_picture(str(tmp_path / "half.jpg"))
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+def test_formats_that_the_web_has_no_use_for_are_refused(tmp_path, kind):
+    """Pillow itself reads them, and of an EPS starts another program."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", format=kind)
+    with pytest.raises(ImageError, match="^a.jpg is not an image"):
+        read_picture(str(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize(
