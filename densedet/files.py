@@ -73,21 +73,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[None]:
     """Turn an ``OSError`` of the block, which writes ``path``, into an OutputError that names it.
+
+    Args:
+        path: the file or folder.
+        others: what a library that writes raises in place of an ``OSError``.
 
     Raises:
         OutputError: as said; one that the block raises, which names a file already, is left as it
             is.
     """
     target = Path(path)
+    kinds: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield
     except OutputError:
         raise
-    except OSError as error:
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{target} cannot be written: {error.strerror or error}; choose another place, or "
+            f"{target} cannot be written: {reason}; choose another place, or "
             f"check the permissions and the free space of {target.parent}"
         ) from error
 

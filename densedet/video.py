@@ -1,5 +1,6 @@
 """Reading and writing films frame by frame."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from densedet.errors import ImageError, OutputError
 from densedet.files import atomic_path
 
+logger = logging.getLogger(__name__)
+
 _FRAMES_PER_SECOND = 25.0  # where the source does not say
+_RATES = (1.0, 240.0)
 
 
 class Film:
@@ -22,26 +26,32 @@ class Film:
         source: a file, or the number of a camera.
 
     Attributes:
-        rate: frames a second.
+        rate: frames a second; 25 where the source says none in 1..240.
         length: number of frames that the file announces; None where it is not known.
 
     Raises:
-        ImageError: it cannot be opened.
+        ImageError: it cannot be opened, or the number is below 0.
     """
 
     def __init__(self, source: str | os.PathLike[str] | int) -> None:
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
+        if isinstance(source, int) and source < 0:
+            raise ImageError(f"there is no {self.name}; cameras are numbered from 0")
         if not isinstance(source, int) and not os.path.isfile(source):
             raise ImageError(f"video {self.name} does not exist; check the path")
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else self.name)
+        self._capture = _open(source if isinstance(source, int) else self.name)
         if not self._capture.isOpened():
             raise ImageError(f"{self.name} cannot be opened as a video; give another")
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or _FRAMES_PER_SECOND
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if _RATES[0] <= rate <= _RATES[1] else _FRAMES_PER_SECOND
         length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.length = length if length > 0 else None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames that are left, (H, W, 3) uint8 RGB.
+
+        A film that ends before its announced length is logged as a warning: it may be damaged, or
+        announce a wrong length.
 
         Raises:
             ImageError: there is none.
@@ -58,36 +68,66 @@ class Film:
             self._capture.release()
         if not count:
             raise ImageError(f"{self.name} has no frame that can be read; give another video")
+        if self.length is not None and count < self.length:
+            logger.warning("%s ends after frame %d of %d", self.name, count, self.length)
 
 
 class FilmWriter:
     """Writes frames of one size into an MP4 file; see `write_film`."""
 
-    def __init__(self, path: str, rate: float) -> None:
-        self._path, self._rate = path, rate
+    def __init__(self, target: str, path: str, rate: float) -> None:
+        self._target, self._path, self._rate = target, path, rate
+        self._size = (0, 0)
+        self._count = 0
         self._writer: Any = None
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Append a frame (H, W, 3) uint8 RGB; an odd last row or column is left out.
 
         Raises:
-            OutputError: this OpenCV cannot write MP4.
+            OutputError: this OpenCV cannot write MP4, or the frame has another size than the first.
         """
         height, width = (side - side % 2 for side in frame.shape[:2])
         if self._writer is None:
+            self._size = (width, height)
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(self._path, code, self._rate, (width, height))
+            with _quiet():
+                self._writer = cv2.VideoWriter(self._path, code, self._rate, self._size)
         if not self._writer.isOpened():
             raise OutputError(
-                f"{self._path}: this OpenCV writes no MP4; install opencv-python-headless"
+                f"{self._target}: this OpenCV writes no MP4 of {width} x {height} pixels; install "
+                "opencv-python-headless"
+            )
+        if (width, height) != self._size:
+            raise OutputError(
+                f"{self._target}: frame {self._count + 1} has {width} x {height} pixels, those "
+                f"before {self._size[0]} x {self._size[1]}; a film has frames of one size"
             )
         even = np.ascontiguousarray(frame[:height, :width])
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self) -> None:
         """Finish the file."""
         if self._writer is not None:
             self._writer.release()
+
+    def check(self) -> None:
+        """Count the frames in the file, since OpenCV does not say what could not be written.
+
+        Raises:
+            OutputError: there is none, or there are fewer than were added.
+        """
+        if not self._count:
+            raise OutputError(f"{self._target}: a film needs at least one frame, none was added")
+        capture = _open(self._path)
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 of what cannot be opened
+        capture.release()
+        if found != self._count:
+            raise OutputError(
+                f"{self._target} cannot be written: not all of its {self._count} frames are in the "
+                "file; check the free space"
+            )
 
 
 @contextmanager
@@ -99,11 +139,29 @@ def write_film(path: str | os.PathLike[str], rate: float) -> Iterator[FilmWriter
         rate: frames a second.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or gets no frame.
     """
     with atomic_path(path) as temporary:
-        writer = FilmWriter(str(temporary), rate)
+        writer = FilmWriter(os.fspath(path), str(temporary), rate)
         try:
             yield writer
         finally:
             writer.close()
+        writer.check()
+
+
+def _open(source: str | int) -> cv2.VideoCapture:
+    with _quiet():
+        return cv2.VideoCapture(source)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep OpenCV and FFmpeg from writing on stderr what is told by errors and warnings here."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it at the first film
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

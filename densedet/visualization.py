@@ -1,4 +1,8 @@
-"""Drawing detections, segments and similarities with Detectron2's visualizer."""
+"""Drawing detections, segments and similarities with Detectron2's visualizer.
+
+Colours depend on the label alone, which is steadier than Detectron2's VideoVisualizer: that gives a
+thing another colour when it loses track of it.
+"""
 
 import colorsys
 import hashlib
@@ -12,6 +16,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
 from PIL import Image
+
+_LONGEST_SIDE = 4_096  # pixels, of what was enlarged
 
 
 def label_colour(label: str) -> tuple[float, float, float]:
@@ -32,15 +38,15 @@ def draw_detections(
         image: (H, W, 3) uint8 RGB.
         instances: detections on the CPU.
         labels: of the classes.
-        smallest_side: smaller pictures are enlarged, so that the text can be read.
+        smallest_side: smaller pictures are enlarged, so that the text can be read, long thin ones
+            up to 4,096 pixels.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
     names = [labels[i] for i in instances.pred_classes.tolist()]
     masks: Any = instances.pred_masks.numpy() if instances.has("pred_masks") else None
-    scale = max(1.0, smallest_side / min(image.shape[:2]))
-    drawn = Visualizer(image, scale=scale).overlay_instances(
+    drawn = Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
         boxes=instances.pred_boxes,
         masks=masks,
         labels=_texts(names, instances.scores.tolist()),
@@ -106,8 +112,14 @@ def draw_similarity(
     heat = (255 * heat).repeat(factor, axis=0).repeat(factor, axis=1)
     drawn = Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
     text = f"{_literal(phrase)}: {low:.2f} to {high:.2f}"
-    drawn.draw_text(text, (0, 0), color="white", horizontal_alignment="left")
+    drawn.draw_text(text, (8, 8), color="white", horizontal_alignment="left")
     return drawn.output.get_image()
+
+
+def _factor(image: NDArray[np.uint8], smallest_side: int) -> float:
+    """How many times as large a picture is to be, at least 1; also rounded up within the limit."""
+    sides = image.shape[:2]
+    return max(1.0, min(smallest_side / min(sides), _LONGEST_SIDE // max(sides)))
 
 
 def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.uint8], int]:
@@ -115,7 +127,7 @@ def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.
 
     Enlarged before, not by the visualizer: that puts the text beside what is small in pixels.
     """
-    factor = math.ceil(max(1.0, smallest_side / min(image.shape[:2])))
+    factor = math.ceil(_factor(image, smallest_side))
     size = (factor * image.shape[1], factor * image.shape[0])
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), factor
 

@@ -1,5 +1,7 @@
 """Reading and writing films."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,81 @@ def test_a_film_is_whole_or_absent(tmp_path):
         film.add(np.zeros((32, 32, 3), np.uint8))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_that_does_not_fit_on_the_disk_is_named(tmp_path, full_disk):
+    rng = np.random.default_rng(0)
+    message = f"^{tmp_path / 'a.mp4'} cannot be written: not all of its 24 frames are in the file"
+    full_disk(20_000)
+    with pytest.raises(OutputError, match=message), write_film(tmp_path / "a.mp4", 5) as film:
+        for _ in range(24):
+            film.add(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "a film needs at least one frame"),
+        ([(32, 32), (32, 40)], "frame 2 has 40 x 32 pixels, those before 32 x 32"),
+        ([(1, 32)], "this OpenCV writes no MP4 of 32 x 0 pixels"),
+    ],
+)
+def test_films_without_a_frame_or_of_several_sizes_are_refused(tmp_path, sizes, message):
+    path = tmp_path / "a.mp4"
+    with pytest.raises(OutputError, match=f"^{path}: {message}"), write_film(path, 5) as film:
+        for size in sizes:
+            film.add(np.zeros((*size, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(0.5, 25), (1, 1), (29.97, 29.97), (240, 240), (500, 25)]
+)
+def test_rates_that_cannot_be_meant_are_not_taken(tmp_path, written, read):
+    write(tmp_path / "a.mp4", rate=written)
+    film = Film(tmp_path / "a.mp4")
+    assert film.rate == pytest.approx(read) and len(list(film)) == film.length == 4
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A film of 24 frames of noise, whose second half is zeros."""
+    rng = np.random.default_rng(0)
+    with write_film(tmp_path / "damaged.mp4", 5) as film:
+        for _ in range(24):
+            film.add(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    content = bytearray((tmp_path / "damaged.mp4").read_bytes())
+    quarter = content.index(b"moov") // 4
+    content[2 * quarter : 4 * quarter - 4] = bytes(2 * quarter - 4)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    return tmp_path / "damaged.mp4"
+
+
+def test_a_film_that_ends_early_is_told(damaged, caplog, tmp_path):
+    count = len(list(Film(damaged)))
+    assert 0 < count < 24
+    assert [r.getMessage() for r in caplog.records] == [f"{damaged} ends after frame {count} of 24"]
+    caplog.clear()
+    write(tmp_path / "a.mp4")
+    assert len(list(Film(tmp_path / "a.mp4"))) == 4
+    next(iter(Film(tmp_path / "a.mp4")))  # whoever stops has not met the end
+    assert caplog.records == []
+
+
+def test_decoders_write_nothing_on_stderr(damaged, capfd, caplog, tmp_path):
+    caplog.set_level(logging.ERROR)
+    list(Film(damaged))
+    (tmp_path / "text.mp4").write_text("no film")
+    for source in (tmp_path / "text.mp4", 99):
+        with pytest.raises(ImageError, match="cannot be opened"):
+            Film(source)
+    assert capfd.readouterr().err == ""
+
+
+def test_cameras_are_numbered_from_0():
+    with pytest.raises(ImageError, match="no camera -3; cameras are numbered from 0"):
+        Film(-3)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

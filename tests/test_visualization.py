@@ -67,3 +67,18 @@ def test_a_heat_map_runs_from_the_lowest_to_the_highest_value():
         assert drawn[300, column] == pytest.approx(0.4 * 100 + 0.6 * colour, abs=3)
     flat = draw_similarity(IMAGE, np.zeros((40, 60), np.float32), "cat", smallest_side=40)
     assert flat.shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((6, 700), (30, 3500)), ((700, 6), (3500, 30)), ((5, 5000), (5, 5000))]
+)
+def test_long_thin_pictures_are_enlarged_within_a_limit(shape, size):
+    image = np.full((*shape, 3), 100, dtype=np.uint8)
+    found = Instances(shape)
+    found.pred_boxes, found.scores = Boxes(torch.tensor([[1.0, 1, 5, 5]])), torch.tensor([0.5])
+    found.pred_classes = torch.tensor([0])
+    mask = np.zeros((1, *shape), dtype=bool)
+    mask[0, :3, :3] = True
+    assert draw_detections(image, found, ("cat",)).shape[:2] == size
+    assert draw_segments(image, mask, ["cat"], [None]).shape[:2] == size
+    assert draw_similarity(image, mask[0].astype(np.float32), "cat").shape[:2] == size

@@ -15,11 +15,10 @@ import dataclasses
 import glob
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from densedet.cli import ToolParser, run_tool
 from densedet.data.images import read_image
 from densedet.errors import ConfigError, ImageError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, write_text, writing
 from densedet.predictor import Prediction, Predictor, Task, coco_results, segment_results
 from densedet.predictor.sources import with_overrides
 from densedet.video import Film, write_film
@@ -36,6 +35,7 @@ from densedet.vocabulary import Vocabulary
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 DETECTION_SCORE = 0.3
+KINDS = ("detections", "segments", "similarity")
 
 Results = list[dict[str, Any]]
 View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
@@ -95,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--similarity", metavar="PHRASE", help="show how close a phrase is to every place instead"
     )
     parser.add_argument(
-        "--show", help="labels to draw and write, joined by ;  (the others still compete)"
+        "--show",
+        help="labels to draw and write, joined by ;  The others still compete, and are none of\n"
+        "these: background, wall",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
     parser.add_argument(
@@ -116,12 +118,24 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     if args.max_frames is not None and args.max_frames < 1:
         raise ConfigError(f"--max-frames {args.max_frames} must be at least 1")
+    if args.output.exists() and not args.output.is_dir():
+        raise ConfigError(f"--output {args.output} is a file; name a folder")
     words = ("vocabulary", "stuff", "task", "show", "score_threshold")
     given = [f"--{name.replace('_', '-')}" for name in words if getattr(args, name) is not None]
     if args.similarity is not None and given:
         raise ConfigError(f"--similarity has no use for {', '.join(given)}: leave one out")
     if args.similarity is None and args.vocabulary is None:
         raise ConfigError("give words with --vocabulary, or a phrase with --similarity")
+
+
+def check_targets(args: argparse.Namespace, inputs: Iterable[Path], names: Iterable[str]) -> None:
+    """Raise ConfigError if a picture or film of these names, or JSON, would replace an input."""
+    words = [Path(text) for text in (args.vocabulary, args.stuff) if text is not None]
+    read = {path.resolve(): path for path in (*inputs, *words)}
+    for name in (*names, *(f"{kind}.json" for kind in KINDS)):
+        path = read.get((args.output / name).resolve())
+        if path is not None:
+            raise ConfigError(f"{path} would be overwritten; choose another --output")
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
@@ -149,34 +163,31 @@ def choose_task(predictor: Predictor, args: argparse.Namespace) -> Task:
     return args.task or tasks[0]
 
 
-def detections_view(predictor: Predictor, shown: list[int], threshold: float) -> View:
-    """Draw and write instances."""
+def detections_view(predictor: Predictor, shown: Sequence[str], threshold: float) -> View:
+    """Draw and write instances of some labels."""
 
     def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        found = predictor.predict(image).above(threshold).instances
-        assert found is not None
-        found = found[torch.isin(found.pred_classes, torch.tensor(shown))]
-        labels = predictor.vocabulary.labels
-        return draw_detections(image, found, labels), coco_results(
-            found, number, predictor.vocabulary
-        )
+        found = predictor.predict(image).above(threshold).only(shown)
+        assert found.instances is not None
+        drawn = draw_detections(image, found.instances, found.vocabulary.labels)
+        return drawn, coco_results(found.instances, number, found.vocabulary)
 
     return view
 
 
-def segments_view(predictor: Predictor, shown: list[int], threshold: float, panoptic: bool) -> View:
-    """Draw and write panoptic segments, or the classes of the pixels."""
+def segments_view(
+    predictor: Predictor, shown: Sequence[str], threshold: float, panoptic: bool
+) -> View:
+    """Draw and write panoptic segments, or the classes of the pixels, of some labels."""
 
     def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        prediction: Prediction = predictor.predict(image).above(threshold)
+        prediction: Prediction = predictor.predict(image).above(threshold).only(shown)
         if not panoptic:
             prediction = dataclasses.replace(prediction, panoptic=None, segments=())
         masks, segments = prediction.segment_masks()
-        rows = [row for row, segment in enumerate(segments) if segment["category_id"] in shown]
-        some = [segments[row] for row in rows]
-        found = segment_results(masks[rows], some, number, predictor.vocabulary)
+        found = segment_results(masks, segments, number, prediction.vocabulary)
         labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
-        return draw_segments(image, masks[rows].numpy(), labels, scores), found
+        return draw_segments(image, masks.numpy(), labels, scores), found
 
     return view
 
@@ -204,9 +215,10 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
     if args.similarity is not None:
         return "similarity", similarity_view(make_predictor(args), args.similarity)
     vocabulary = read_vocabulary(args)
-    shown = list(range(len(vocabulary)))
+    shown = vocabulary.labels
     if args.show is not None:
-        shown = [vocabulary.index(label) for label in Vocabulary.parse(args.show).labels]
+        chosen = args.show.strip().removesuffix(";").split(";")
+        shown = tuple(vocabulary.labels[vocabulary.index(label)] for label in chosen)
     predictor = make_predictor(args)
     task = choose_task(predictor, args)
     predictor.set_vocabulary(vocabulary)
@@ -229,7 +241,8 @@ def show_images(paths: list[Path], view: View, output: Path) -> Results:
     for number, path in enumerate(tqdm(paths, unit="image"), start=1):
         drawn, found = view(read_image(path), number)
         results += [{"file_name": str(path), **result} for result in found]
-        with atomic_path(output / f"{path.stem}.png") as temporary:
+        target = output / f"{path.stem}.png"
+        with atomic_path(target) as temporary, writing(target):
             Image.fromarray(drawn).save(temporary)
     return results
 
@@ -259,18 +272,19 @@ def main(argv: list[str] | None = None) -> int:
     check_arguments(args)
     if args.input is not None:
         paths = find_images(args.input)
+        check_targets(args, paths, (f"{path.stem}.png" for path in paths))
         for path in paths:  # before anything is written
             read_image(path)
         kind, view = make_view(args)
         results, what = show_images(paths, view, args.output), f"{len(paths)} images"
     else:
         film = Film(args.webcam if args.video is None else args.video)
-        stem = "webcam" if args.video is None else args.video.stem
+        name = "webcam.mp4" if args.video is None else f"{args.video.stem}.mp4"
+        check_targets(args, [] if args.video is None else [args.video], [name])
         kind, view = make_view(args)
-        count, results = show_film(film, view, args.output / f"{stem}.mp4", args.max_frames)
+        count, results = show_film(film, view, args.output / name, args.max_frames)
         what = f"{count} frames"
-    with atomic_path(args.output / f"{kind}.json") as temporary:
-        temporary.write_text(json.dumps(results))
+    write_text(args.output / f"{kind}.json", json.dumps(results))
     print(f"{what}, {len(results)} {kind}: {args.output}")
     return 0
 

@@ -7,7 +7,7 @@ Parts:
   detector   a picture of fixed size to scored boxes and masks, before the final suppression
              (densedet.export.select_detections does it)
 
-Formats: torch, a torch.export program (.pt2); onnx (.onnx; pip install 'densedet[export]'). Without
+Formats: torch, a torch.export program (.pt2); onnx (.onnx; extra "export"). Without
 --size the parts dense and semantic take pictures of any multiple of the model's stride. What the
 file takes and gives, labels and digests stand in it as JSON: "metadata.json" of a program, the
 property "densedet" of an ONNX model.
@@ -24,9 +24,6 @@ import sys
 from pathlib import Path
 
 from densedet.cli import ToolParser, run_tool
-from densedet.errors import ConfigError
-
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,9 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='"cat,kitten;remote control", a file or a class list',
     )
     parser.add_argument(
-        "--format", choices=tuple(SUFFIXES), help="default: by the suffix of --output"
+        "--format", metavar="FORMAT", help="torch or onnx; default: by the suffix of --output"
     )
-    parser.add_argument("--part", choices=("dense", "semantic", "detector"), default="dense")
+    parser.add_argument("--part", default="dense", metavar="PART", help="default: %(default)s")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="of the pictures; default: any"
     )
@@ -69,45 +66,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def output_format(args: argparse.Namespace) -> str:
-    """The format that the command line asks for.
-
-    Raises:
-        ConfigError: the suffix of the output is that of no format, or of another one.
-    """
-    found = next((name for name, end in SUFFIXES.items() if args.output.suffix == end), None)
-    if found is None or args.format not in (None, found):
-        wanted = SUFFIXES[args.format] if args.format else " or ".join(SUFFIXES.values())
-        raise ConfigError(f"--output {args.output}: give a {wanted} file")
-    return found
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     size = tuple(args.size) if args.size else None
-    form = output_format(args)
 
     from densedet import compat
 
     compat.apply()
-    from densedet.export import describe, make_part, trace, write_onnx, write_program
+    from densedet.export import choose_writer, describe, make_part, trace
     from densedet.predictor.sources import load_source, with_overrides
     from densedet.vocabulary import Vocabulary
 
+    write = choose_writer(args.output, args.format)
     words = Vocabulary.resolve(args.vocabulary)
     model = load_source(with_overrides(args.config_file, args.overrides), args.weights).model
     model.set_vocabulary(words.seen_by(model.vocabulary))
     part = make_part(model, args.part, size)
     metadata = describe(part, size, model.state_dict())
-    write = write_onnx if form == "onnx" else write_program
     write(trace(part, size), args.output, metadata)
+    size = size or part.size
     pixels = "any size" if size is None else f"{size[0]}x{size[1]} (HxW)"
     megabytes = args.output.stat().st_size / 1e6
     print(
         f"{args.output}: {args.part} part of {type(model).__name__}, {len(part.vocabulary)} "
         f"categories, pictures of {pixels}, {megabytes:.1f} MB"
     )
+    for name in metadata["settings"].get("left_out", ()):
+        print(f"left out, as it comes after this part: {name}")
     return 0
 
 

@@ -105,7 +105,7 @@ def make_labels(args: argparse.Namespace) -> dict[str, Any]:
         args.images or source, args.image_root, args.proposals, args.max_boxes
     )
     embeddings = VocabularyEmbedder(args.model, args.pretrained, args.templates)(vocabulary)
-    visual = create_visual(args.model, args.pretrained).to(resolve_device(args.device))
+    visual = create_visual(args.model, args.pretrained).to(resolve_device(args.device, "--device"))
     labeller = region_labels.RegionLabeller(visual, embeddings, args.enlarge, args.crop_padding)
     progress = tqdm(records, unit="image")
     annotations = region_labels.label_boxes(progress, labeller, args.min_score)

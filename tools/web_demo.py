@@ -94,7 +94,7 @@ def look(
     vocabulary = read_words(words, stuff if has_stuff(predictor) else "")
     if has_stuff(predictor):
         check_scores(vocabulary, image)
-    view, shown = predictor.with_vocabulary(vocabulary), list(range(len(vocabulary)))
+    view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
         drawn, results = demo.detections_view(view, shown, least)(image, 1)
         results.sort(key=lambda result: -result["score"])

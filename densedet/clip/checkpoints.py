@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from densedet.errors import CheckpointError, ConfigError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 from densedet.weights import (
     PathLike,
     StateDict,
@@ -127,7 +128,7 @@ def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping
 
     Raises:
         ConfigError: the path has another suffix.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, also where the disk is full.
     """
     require_suffix(path, ".safetensors")
     plain = {
@@ -139,7 +140,7 @@ def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping
         used = plain[TOKEN_TABLE].any(dim=1)
         if not used.all():
             plain, kept = keep_token_rows(plain, used.nonzero()[:, 0].tolist())
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, writing(path, SafetensorError):
         save_file(plain, temporary, metadata={"format": "pt", **metadata, **kept})
 
 

@@ -153,7 +153,7 @@ class VocabularyEmbedder:
         try:
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata=self._content(vocabulary))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors' own where the disk is full
             _LOG.warning("class embeddings are not cached: %s: %s", path, error)
 
 

@@ -6,6 +6,7 @@ WORLD_SIZE and LOCAL_WORLD_SIZE.
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,32 +27,32 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, option: str = "train.device") -> torch.device:
     """Return the device of this process.
 
     Args:
-        name: ``cfg.train.device``: "auto" (CUDA where there is one, else CPU), "cuda" (the GPU of
-            this process), "cuda:N", "cpu" or "mps".
+        name: "auto" (CUDA where there is one, else CPU), "cuda" (the GPU of this process),
+            "cuda:N", "cpu" or "mps".
+        option: what the message calls the setting that has the name.
 
     Raises:
         ConfigError: there is no such device.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(name)):
+        raise ConfigError(f"{option}={name!r}: choose auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"train.device={name!r}: {str(error).splitlines()[0]}") from error
+    device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("train.device=mps: this machine has no MPS device; use auto or cpu")
+        raise ConfigError(f"{option}=mps: this machine has no MPS device; use auto or cpu")
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = _local_rank() if device.index is None else device.index
     if index >= count:
         raise ConfigError(
-            f"train.device={name}: process {_local_rank()} needs GPU {index}, torch sees {count}; "
-            "use train.device=cpu or start fewer processes"
+            f"{option}={name}: process {_local_rank()} needs GPU {index}, torch sees {count}; "
+            f"use {option}=cpu or start fewer processes"
         )
     return torch.device("cuda", index)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from densedet.errors import ConfigError
-from densedet.export.part import ExportPart, Size
+from densedet.export.part import ExportPart, Size, left_out, padded_square
 from densedet.modeling.backbone import DENSE_FEATURE
 from densedet.modeling.meta_arch import OpenVocabularyPanopticFPN, OpenVocabularyRCNN
 from densedet.modeling.roi_heads import StridePooler
@@ -54,9 +54,9 @@ class DetectorPart(ExportPart):
         multiple = model.backbone.size_divisibility or 1
         mean, std = model.get_buffer("pixel_mean"), model.get_buffer("pixel_std")
         super().__init__(words, mean, std, multiple)
-        _check_square(model, size)
-        self.size = size
+        self.size = padded_square(model.backbone) or size
         self.check_size(size)
+        self.left_out = left_out(model)
         self.backbone = model.backbone
         self.rpn: Any
         self.roi_heads: Any
@@ -144,13 +144,14 @@ class DetectorPart(ExportPart):
         return torch.minimum(boxes.clamp(min=0), limits)
 
     def settings(self) -> dict[str, Any]:
-        """R, and the settings of `select_detections`."""
+        """R, the settings of `select_detections`, and what the model does after that."""
         predictor: Any = self.roi_heads.box_predictor
         return {
             "regions": self.regions,
             "score_threshold": float(predictor.test_score_thresh),
             "nms_threshold": float(predictor.test_nms_thresh),
             "max_detections": int(predictor.test_topk_per_image),
+            "left_out": self.left_out,
         }
 
 
@@ -213,12 +214,3 @@ def select_detections(
 def _rois(boxes: Tensor) -> Tensor:
     """Boxes ``[R, 4]`` of the first picture as ``[R, 5]``."""
     return torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1)
-
-
-def _check_square(model: OpenVocabularyRCNN, size: Size) -> None:
-    side = model.backbone.padding_constraints.get("square_size", 0)
-    if side and size != (side, side):
-        raise ConfigError(
-            f"the backbone pads pictures to {side}x{side} pixels, so the detector is exported for "
-            f"that size and not for {size[0]}x{size[1]} (HxW)"
-        )

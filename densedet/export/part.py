@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from densedet.errors import ConfigError
@@ -70,10 +71,25 @@ class ExportPart(nn.Module, ABC):
         if self.size is not None and size != self.size:
             raise ConfigError(
                 f"this {self.kind} part is built for {self.size[0]}x{self.size[1]} (HxW) pixels, "
-                f"not {size[0]}x{size[1]}"
+                f"not {size[0]}x{size[1]}: give that size"
             )
         if any(side < 1 or side % self.multiple for side in size):
             raise ConfigError(
                 f"a size of {size[0]}x{size[1]} (HxW) does not fit: give multiples of "
                 f"{self.multiple} pixels, the stride of the model"
             )
+
+
+def padded_square(backbone: Backbone) -> Size | None:
+    """The (H, W) that a backbone asks for every picture to be padded to; None where there is none.
+
+    A part for it takes that size alone; smaller pictures are padded with ``pixel_mean`` at the
+    right and the bottom.
+    """
+    side = int(backbone.padding_constraints.get("square_size", 0))
+    return (side, side) if side else None
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """What a model does with the results of its parts, which no part does: names of arguments."""
+    return ["mask_ensemble"] if getattr(model, "mask_ensemble", None) is not None else []

@@ -1,5 +1,6 @@
 """The dense encoder and the semantic models as parts for export."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from densedet.clip.visual import DensePath
 from densedet.errors import ConfigError
 from densedet.export.copying import traceable_copy
 from densedet.export.detector import DetectorPart
-from densedet.export.part import ExportPart, Size
+from densedet.export.part import ExportPart, Size, left_out, padded_square
 from densedet.modeling.backbone import GuidedBackbone, image_statistics
 from densedet.modeling.meta_arch import (
     OpenVocabularyPanopticFPN,
@@ -33,6 +34,7 @@ class DensePart(ExportPart):
         visual: the tower, a `traceable_copy`.
         embeddings: of the vocabulary, by the text tower of the same CLIP.
         vocabulary: the categories.
+        pixel_mean, pixel_std: of RGB in 0..255, those that the model is used with.
         path: the way through the last block, see `ClipVisual.dense_map`.
     """
 
@@ -47,9 +49,11 @@ class DensePart(ExportPart):
         visual: ClipVisual,
         embeddings: ClassEmbeddings,
         vocabulary: Vocabulary,
+        pixel_mean: Sequence[float] | Tensor,
+        pixel_std: Sequence[float] | Tensor,
         path: DensePath = "value",
     ) -> None:
-        super().__init__(vocabulary, *image_statistics(visual), multiple=visual.stride)
+        super().__init__(vocabulary, pixel_mean, pixel_std, multiple=visual.stride)
         self.visual = visual
         self.path: DensePath = path
         self.classifier = CosineClassifier(visual.embed_dim)
@@ -78,10 +82,13 @@ class _SemanticPart(ExportPart):
     def __init__(self, model: Any, multiple: int) -> None:
         super().__init__(model.vocabulary, model.pixel_mean, model.pixel_std, multiple)
         self.windows = (getattr(model, "window", None), getattr(model, "window_stride", None))
+        self.left_out = left_out(model)
 
     def settings(self) -> dict[str, Any]:
-        """The windows that the model looks through in evaluation; null for whole pictures."""
-        return {"window": self.windows[0], "window_stride": self.windows[1]}
+        """The windows that the model looks through in evaluation, null for whole pictures; and
+        what it does to the logits of a picture afterwards."""
+        window, stride = self.windows
+        return {"window": window, "window_stride": stride, "left_out": self.left_out}
 
 
 class ZeroShotPart(_SemanticPart):
@@ -108,6 +115,8 @@ class SemanticHeadPart(_SemanticPart):
 
     def __init__(self, model: SemanticSegmentor | OpenVocabularyPanopticFPN) -> None:
         super().__init__(model, model.backbone.size_divisibility or 1)
+        if isinstance(model, OpenVocabularyPanopticFPN):  # a Segmentor pads in training alone
+            self.size = padded_square(model.backbone)
         self.backbone, self.head = model.backbone, model.sem_seg_head
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
@@ -134,7 +143,8 @@ def make_part(model: nn.Module, kind: str, size: Size | None = None) -> ExportPa
     Args:
         model: in evaluation mode, on the CPU.
         kind: "dense", "semantic" or "detector".
-        size: (H, W) of the pictures; "detector" needs it, the others check it alone.
+        size: (H, W) of the pictures; "detector" needs it, the others check it alone. Of a model
+            that pads to squares it is that square, also where it is not given.
 
     Raises:
         ConfigError: the model has no such part, or one that cannot be without its text tower; or
@@ -164,7 +174,9 @@ def make_dense_part(
     Raises:
         VocabularyError: the embeddings come from another CLIP or another vocabulary.
     """
-    return DensePart(traceable_copy(visual), embeddings, vocabulary).eval().requires_grad_(False)
+    mean, std = image_statistics(visual)
+    part = DensePart(traceable_copy(visual), embeddings, vocabulary, mean, std)
+    return part.eval().requires_grad_(False)
 
 
 def _dense(model: nn.Module) -> ExportPart:
@@ -175,7 +187,9 @@ def _dense(model: nn.Module) -> ExportPart:
             'take the part "semantic", or a ZeroShotSegmentor on the weights of the tower'
         )
     path: DensePath = model.path if isinstance(model, ZeroShotSegmentor) else "value"
-    return DensePart(visual, model.embedder(model.vocabulary), model.vocabulary, path)
+    words = model.vocabulary
+    mean, std = model.get_buffer("pixel_mean"), model.get_buffer("pixel_std")
+    return DensePart(visual, model.embedder(words), words, mean, std, path)
 
 
 def _semantic(model: nn.Module) -> ExportPart:
@@ -187,8 +201,6 @@ def _semantic(model: nn.Module) -> ExportPart:
         )
     if isinstance(model, Segmentor) and model.predict_from == "scores" and model.guided:
         return GuidanceScorePart(model, model.guided)
-    if isinstance(model, OpenVocabularyPanopticFPN):
-        _check_ensemble(model)
     if isinstance(model, Segmentor | OpenVocabularyPanopticFPN):
         return SemanticHeadPart(model)
     raise ConfigError(f"{type(model).__name__} has no semantic part")
@@ -197,19 +209,9 @@ def _semantic(model: nn.Module) -> ExportPart:
 def _detector(model: nn.Module, size: Size | None) -> ExportPart:
     if not isinstance(model, OpenVocabularyRCNN):
         raise ConfigError(f"{type(model).__name__} is no OpenVocabularyRCNN, the detector there is")
-    if isinstance(model, OpenVocabularyPanopticFPN):
-        _check_ensemble(model)
     if size is None:
         raise ConfigError("the detector is exported for one size of pictures: give it (H, W)")
     return DetectorPart(model, size)
-
-
-def _check_ensemble(model: OpenVocabularyPanopticFPN) -> None:
-    if model.mask_ensemble is not None:
-        raise ConfigError(
-            "mask_ensemble looks at the segments of the finished picture, which cannot be "
-            "exported: set model.mask_ensemble=null"
-        )
 
 
 def _resize(logits: Tensor, images: Tensor) -> Tensor:

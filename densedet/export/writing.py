@@ -4,11 +4,13 @@ The description is one JSON document: ``metadata.json`` among the extra files of
 property "densedet" of an ONNX model.
 """
 
+import io
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,10 @@ from densedet.clip.checkpoints import require_suffix
 from densedet.errors import ConfigError, InstallationError
 from densedet.evaluation.results import installed_versions
 from densedet.export.part import ExportPart, Size
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 from densedet.weights import weights_digest
 
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 INPUT = "images"
 PROGRAM_METADATA = "metadata.json"
 ONNX_METADATA = "densedet"
@@ -29,8 +32,10 @@ ONNX_METADATA = "densedet"
 _FORMAT = 1
 _CELLS = (2, 1024)  # along a side of a picture of free size; torch takes 1 for a constant
 _ONNX_PACKAGES = ("onnx", "onnxscript")
+_ONNX_MAX_BYTES = 1536 << 20  # torch puts the weights of larger models into a second file
 
 PathLike = str | os.PathLike[str]
+Write = Callable[[ExportedProgram, PathLike, Mapping[str, Any]], None]
 
 
 def describe(part: ExportPart, size: Size | None, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -102,36 +107,58 @@ def trace(part: ExportPart, size: Size | None = None) -> ExportedProgram:
         ) from error
 
 
+def choose_writer(path: PathLike, form: str | None = None) -> Write:
+    """The function that writes a file of this name.
+
+    Args:
+        path: its suffix decides.
+        form: "torch" or "onnx", which the suffix must fit; None takes either.
+
+    Raises:
+        ConfigError: no such format, or the suffix is that of no format or of another one.
+    """
+    if form is not None and form not in SUFFIXES:
+        raise ConfigError(f"no format {form!r}; choose from {', '.join(SUFFIXES)}")
+    wanted = [SUFFIXES[form]] if form else list(SUFFIXES.values())
+    if Path(path).suffix not in wanted:
+        raise ConfigError(f"{path}: give a {' or '.join(wanted)} file")
+    return write_program if Path(path).suffix == SUFFIXES["torch"] else write_onnx
+
+
 def write_program(program: ExportedProgram, path: PathLike, metadata: Mapping[str, Any]) -> None:
     """Write a program as a .pt2 file, which ``torch.export.load`` reads.
 
     Raises:
         ConfigError: the path has another suffix.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, also where the disk is full.
     """
-    require_suffix(path, ".pt2")
-    with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={PROGRAM_METADATA: json.dumps(metadata)})
+    require_suffix(path, SUFFIXES["torch"])
+    content = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.export.save(program, content, extra_files={PROGRAM_METADATA: json.dumps(metadata)})
+    with atomic_path(path) as temporary, writing(path):
+        temporary.write_bytes(content.getbuffer())
 
 
 def write_onnx(program: ExportedProgram, path: PathLike, metadata: Mapping[str, Any]) -> None:
-    """Write a program as one .onnx file, weights included (at most 2 GB, a limit of the format).
+    """Write a program as one .onnx file, weights included (at most 1.5 GiB of them).
 
     Raises:
-        ConfigError: the path has another suffix, or the program has what ONNX does not know.
+        ConfigError: the path has another suffix, the weights are too many for one file, or the
+            program has what ONNX does not know.
         InstallationError: the packages that this needs are not there.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, also where the disk is full.
     """
-    require_suffix(path, ".onnx")
+    require_suffix(path, SUFFIXES["onnx"])
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise InstallationError(
-            f"ONNX needs {' and '.join(missing)}: pip install 'densedet[export]', or choose the "
-            "format torch"
+            f"ONNX needs {' and '.join(missing)}: pip install -e '.[export]' in the checkout, or "
+            "choose the format torch"
         )
     model = _to_onnx(program, list(metadata["outputs"]))
+    _check_bytes(model.model.graph, path)
     model.model.metadata_props[ONNX_METADATA] = json.dumps(metadata)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, writing(path):
         model.save(temporary, external_data=False)
 
 
@@ -147,3 +174,13 @@ def _to_onnx(program: ExportedProgram, outputs: list[str]) -> Any:
             f"torch {torch.__version__} cannot translate the program to ONNX: "
             f"{str(error).splitlines()[0]}; choose the format torch"
         ) from error
+
+
+def _check_bytes(graph: Any, path: PathLike) -> None:
+    values = [value.const_value for value in graph.initializers.values()]
+    size = sum(value.nbytes for value in values if value is not None)
+    if size > _ONNX_MAX_BYTES:
+        raise ConfigError(
+            f"{path}: {size >> 20} MiB of weights are more than the {_ONNX_MAX_BYTES >> 20} MiB "
+            "that torch writes into one ONNX file; choose the format torch"
+        )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from densedet.data.images import read_image
+from densedet.data.images import read_image, reading
 from densedet.errors import ImageError
 
 ImageLike = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
@@ -24,12 +24,14 @@ def as_pixels(image: ImageLike) -> NDArray[np.uint8]:
     """The pixels (H, W, 3) uint8 RGB of a picture; of files and Pillow images turned as EXIF says.
 
     Raises:
-        ImageError: a file that cannot be read, or an array of another shape or type.
+        ImageError: a file or a Pillow image that cannot be read, or an array of another shape or
+            type.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        with reading(getattr(image, "filename", "") or "from Pillow"):  # it reads the file now
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise ImageError(
             f"a picture is a (H, W, 3) uint8 RGB array, a Pillow image or a file, not a "
@@ -43,7 +45,7 @@ def as_pixels(image: ImageLike) -> NDArray[np.uint8]:
     return image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedImage:
     """A picture as a model takes it, and what was computed of it.
 

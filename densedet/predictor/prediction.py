@@ -1,5 +1,6 @@
 """What a model finds in a picture."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ NONE_LABEL = "none of these"
 """What to show for `NONE`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a model finds in a picture of H x W pixels, on the CPU; None for what it does not tell.
 
@@ -75,6 +76,10 @@ class Prediction:
             return ()
         return tuple(self.vocabulary.labels[i] for i in self.instances.pred_classes.tolist())
 
+    def label(self, category: int) -> str:
+        """The user's label of a category, or `NONE_LABEL` for `NONE`."""
+        return NONE_LABEL if category == NONE else self.vocabulary.labels[category]
+
     @property
     def categories(self) -> Tensor | None:
         """The category (H, W) int64 of each pixel, or `NONE`; None if there are boxes alone.
@@ -112,12 +117,42 @@ class Prediction:
             changed["instances"] = self.instances[self.instances.scores >= score]
         if self.semantic is not None and self.confidence is not None:
             changed["semantic"] = self.semantic.masked_fill(self.confidence < score, NONE)
-        if self.panoptic is not None:
-            dropped = [s["id"] for s in self.segments if s.get("score", 1.0) < score]
-            gone = torch.isin(self.panoptic, torch.tensor(dropped, dtype=self.panoptic.dtype))
-            changed["panoptic"] = self.panoptic.masked_fill(gone, 0)
-            changed["segments"] = tuple(s for s in self.segments if s["id"] not in dropped)
+        changed.update(self._panoptic(lambda s: s.get("score", 1.0) >= score))
         return replace(self, **changed)
+
+    def only(self, labels: Sequence[str]) -> "Prediction":
+        """Without what is of another category: that becomes none of these.
+
+        So words may be looked for that merely compete, such as "background" or "wall". Vocabulary,
+        class indices and confidence stay as they are.
+
+        Args:
+            labels: of the categories to keep.
+
+        Raises:
+            VocabularyError: a label that is not in the vocabulary.
+        """
+        kept = [self.vocabulary.index(label) for label in labels]
+        among = torch.tensor(kept, dtype=torch.int64)
+        changed: dict[str, Any] = {}
+        if self.instances is not None:
+            changed["instances"] = self.instances[torch.isin(self.instances.pred_classes, among)]
+        if self.semantic is not None:
+            others = torch.isin(self.semantic, among, invert=True)
+            changed["semantic"] = self.semantic.masked_fill(others, NONE)
+        changed.update(self._panoptic(lambda s: s["category_id"] in kept))
+        return replace(self, **changed)
+
+    def _panoptic(self, keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What changes if only some of the segments stay, and the pixels of others become 0."""
+        if self.panoptic is None:
+            return {}
+        dropped = [s["id"] for s in self.segments if not keep(s)]
+        gone = torch.isin(self.panoptic, torch.tensor(dropped, dtype=self.panoptic.dtype))
+        return {
+            "panoptic": self.panoptic.masked_fill(gone, 0),
+            "segments": tuple(s for s in self.segments if keep(s)),
+        }
 
     def segment_masks(self) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
         """The parts of the picture: the panoptic segments, or else the classes of its pixels.

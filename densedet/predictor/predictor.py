@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, RetinaNet
+from detectron2.structures import Boxes
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densedet import compat
@@ -34,15 +37,17 @@ class Predictor:
     known, by their content.
 
     Threads may share a predictor; a call takes the vocabulary and the picture that are set when it
-    begins. A thread with words or pictures of its own takes a view, see `with_vocabulary`.
+    begins. To set and then to predict are two calls, and another thread may set something between
+    them: ``with_vocabulary(words).predict(image)`` is one step. A thread with words or pictures of
+    its own keeps such a view.
 
     Args:
         config: a config; its path or name as `load_config` takes it; a saved model as `open_model`
             takes it; or a short name of `densedet.model_zoo`, such as "quickstart", the detector
-            that ``make demo`` trains.
+            that ``make demo`` trains. A short name is never a folder: that is "./quickstart".
         weights: checkpoint; None takes ``model_final.pth`` of the config's output folder, or none
             for a model that has nothing to train.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: of the image encoder: "fp32", "bf16" or, on CUDA, "fp16". The heads have fp32.
 
     Attributes:
@@ -98,6 +103,9 @@ class Predictor:
         A category counts as seen if training had labels of one of its names; that decides how its
         scores are ensembled.
 
+        Where threads share the predictor, what is predicted next may be of another thread's words;
+        ``with_vocabulary(words).predict(image)`` is not.
+
         Args:
             words: as of `Vocabulary.resolve`, e.g. ``"cat,kitten;remote control"`` or a list.
 
@@ -130,7 +138,10 @@ class Predictor:
         self._image = self._shared.image(as_pixels(image))
 
     def predict(self, image: ImageLike | None = None) -> Prediction:
-        """Look for the vocabulary.
+        """Look for the vocabulary, the one that is set when the call begins.
+
+        Between `set_vocabulary` and this call another thread may set other words; the result's
+        ``vocabulary`` tells. ``with_vocabulary(words).predict(image)`` is one step.
 
         Args:
             image: None takes the one that was set.
@@ -138,13 +149,18 @@ class Predictor:
         Raises:
             ImageError: no picture is set, or this is none.
         """
-        return self._shared.predict(self._known(image), self._vocabulary)
+        vocabulary = self._vocabulary  # before the picture is read, which takes time
+        return self._shared.predict(self._known(image), vocabulary)
 
     def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Look for the vocabulary in pictures of any sizes, some at a time, in their order."""
-        vocabulary, rest = self._vocabulary, iter(images)
+        """Look for the vocabulary in pictures of any sizes, some at a time, in their order.
+
+        Raises:
+            ImageError: one of them is no picture; the message has its number, counted from 0.
+        """
+        vocabulary, rest = self._vocabulary, enumerate(images)
         found: list[Prediction] = []
-        while some := [as_pixels(image) for image in itertools.islice(rest, _BATCH)]:
+        while some := [_numbered(*pair) for pair in itertools.islice(rest, _BATCH)]:
             found += self._shared.predict_batch(some, vocabulary)
         return found
 
@@ -166,14 +182,15 @@ class Predictor:
 
     def region_features(
         self,
-        boxes: Tensor | None = None,
+        boxes: Tensor | Boxes | None = None,
         masks: Tensor | None = None,
         image: ImageLike | None = None,
     ) -> Tensor:
         """The dense map, pooled over regions.
 
         Args:
-            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the picture; or else
+            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the picture, of which the part inside
+                counts; a tensor, nested lists, or Detectron2's Boxes; or else
             masks: [R, H, W] bool.
             image: as of `predict`.
 
@@ -189,7 +206,8 @@ class Predictor:
             raise ValueError("give either boxes or masks")
         dense, stride = self._shared.dense_map(known)
         if boxes is not None:
-            pooled = box_embeddings(dense, stride, known, torch.as_tensor(boxes))
+            corners = boxes.tensor if isinstance(boxes, Boxes) else torch.as_tensor(boxes)
+            pooled = box_embeddings(dense, stride, known, corners)
         else:
             pooled = mask_embeddings(dense, stride, known, torch.as_tensor(masks))
         return F.normalize(pooled, dim=1).cpu()
@@ -217,8 +235,8 @@ class Predictor:
             VocabularyError: an empty phrase.
             ConfigError: as of `dense_features` and `embed_text`.
         """
+        known = self._known(image)  # before the words, which take time
         vector = self.embed_text([phrase])[0]
-        known = self._known(image)
         dense, stride = self._shared.dense_map(known)
         cosines = torch.einsum("dhw,d->hw", dense, vector.to(dense))
         return map_on_picture(cosines, stride, known).cpu()
@@ -229,3 +247,11 @@ class Predictor:
         if self._image is None:
             raise ImageError("no picture is set: call set_image first, or give one")
         return self._image
+
+
+def _numbered(number: int, image: ImageLike) -> NDArray[np.uint8]:
+    """The pixels of a picture of a batch; an error says which it is."""
+    try:
+        return as_pixels(image)
+    except ImageError as error:
+        raise ImageError(f"picture {number}: {error}") from error

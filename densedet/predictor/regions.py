@@ -11,19 +11,22 @@ from densedet.regions import pool_boxes, pool_masks
 def box_embeddings(dense: Tensor, stride: float, image: PreparedImage, boxes: Tensor) -> Tensor:
     """RoIAlign of a dense map [D, h, w] over boxes [R, 4] in pixels of the picture: [R, D].
 
+    What of a box is outside the picture does not count.
+
     Raises:
         ValueError: boxes of another shape, or one without an area inside the picture.
     """
+    if not len(boxes):
+        boxes = boxes.new_zeros(0, 4)  # an empty list has no second axis
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [R, 4], got {tuple(boxes.shape)}")
     boxes = boxes.to(dense.device, torch.float32)
     height, width = image.size
-    limit = boxes.new_tensor([width, height])
-    inside = torch.minimum(boxes[:, 2:], limit) - boxes[:, :2].clamp(min=0)
-    _refuse_empty(~(inside > 0).all(dim=1), "box")
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    _refuse_empty(~(inside[:, 2:] > inside[:, :2]).all(dim=1), "box")
     new_height, new_width = image.tensor.shape[1:]
     scale = boxes.new_tensor([new_width / width, new_height / height] * 2)
-    return pool_boxes(dense[None], [boxes * scale], stride)
+    return pool_boxes(dense[None], [inside * scale], stride)
 
 
 def mask_embeddings(dense: Tensor, stride: float, image: PreparedImage, masks: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class SharedModel:
     def __init__(
         self, model: Any, augmentations: T.AugmentationList, device: str, precision: str
     ) -> None:
-        self.device = resolve_device(device)
+        self.device = resolve_device(device, "device")
         _check_precision(precision, self.device)
         self.model = model.eval().to(self.device)
         self.trained: Vocabulary = model.vocabulary

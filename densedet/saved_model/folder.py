@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from densedet.errors import CheckpointError, ConfigError, InstallationError
+from densedet.errors import CheckpointError, ConfigError, DensedetError, InstallationError
 from densedet.weights import file_digest
 
 CONFIG = "config.yaml"
@@ -19,12 +19,23 @@ HUB = "hf-hub:"
 FORMAT = 1
 
 _NEEDED = (WEIGHTS, VOCABULARY)
+_FILES = frozenset({CONFIG, *_NEEDED, TEXT, CARD})
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 
 
 def is_saved_model(source: str | os.PathLike[str]) -> bool:
     """Whether this is, by its looks, a saved model: a folder, or a name on the Hugging Face Hub."""
-    return os.fspath(source).startswith(HUB) or Path(source).expanduser().is_dir()
+    text = os.fspath(source)
+    return text.startswith(HUB) or (bool(text) and Path(text).expanduser().is_dir())
+
+
+def is_config_of_saved_model(path: str | os.PathLike[str]) -> bool:
+    """Whether this file is the ``config.yaml`` of a saved model, which is no config by itself."""
+    try:
+        content = OmegaConf.load(Path(path).expanduser())
+    except Exception:  # of the file system, YAML and OmegaConf: then it is another file
+        return False
+    return "format" in content and "files" in content
 
 
 def find_folder(source: str | os.PathLike[str]) -> Path:
@@ -34,7 +45,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
         source: a folder; or "hf-hub:owner/name", with "@revision" if it is not the newest.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or it is a file.
         CheckpointError: it cannot be downloaded.
         InstallationError: huggingface_hub is needed and not installed.
     """
@@ -42,8 +53,13 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     if text.startswith(HUB):
         return _download(text.removeprefix(HUB))
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ConfigError(
+            f"{text} is a file: give the folder of a saved model, which save_model writes; "
+            "checkpoints (pickles) are not read here"
+        )
     hint = f"; on the Hugging Face Hub it is {HUB}{text}" if text.count("/") == 1 else ""
     raise ConfigError(f"no folder {text!r} with a saved model{hint}")
 
@@ -59,9 +75,10 @@ def _download(name: str) -> Path:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{HUB}{name}: write {HUB}owner/name or {HUB}owner/name@revision")
-    files = [CONFIG, *_NEEDED, TEXT, CARD]
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=sorted(_FILES))
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
@@ -92,6 +109,17 @@ def read_folder(folder: Path) -> dict[str, Any]:
                 "changed or cut off; save or download the model again"
             )
     return content
+
+
+def other_files(folder: Path) -> list[str]:
+    """The names in a folder that are no file of a saved model there; all where there is none."""
+    entries = sorted(folder.iterdir())
+    try:
+        _read_config(folder)
+    except DensedetError:
+        return [entry.name for entry in entries]
+    ours = {entry.name for entry in entries if entry.is_file() and not entry.is_symlink()} & _FILES
+    return [entry.name for entry in entries if entry.name not in ours]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

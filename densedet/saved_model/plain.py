@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import open_clip
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
+from densedet.clip.factory import SHIPPED, weights_file
 from densedet.engine.config import build
-from densedet.errors import ConfigError
+from densedet.errors import CheckpointError, ConfigError, DensedetError
 from densedet.saved_model.folder import TEXT
 from densedet.vocabulary import Vocabulary
 
@@ -73,7 +75,7 @@ def to_plain(cfg: DictConfig | ListConfig, place: str) -> Any:
             cfg, resolve=True, structured_config_mode=SCMode.INSTANTIATE
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{place}: {one_line(error)}") from error
     return _plain(content, place)
 
 
@@ -135,39 +137,89 @@ def find(node: Any, defined: str) -> list[dict[str, Any]]:
     return calls
 
 
-def trusted(node: Any, place: str) -> Any:
+def trusted(node: Any, place: str, own_text: bool = False) -> Any:
     """Check plain data, whoever wrote it, and make it ready for `densedet.engine.config.build`.
+
+    Args:
+        node: what `described_parts` gives, or a part of it.
+        place: file and key, for messages.
+        own_text: whether the weights of a text tower come with it, in a file `TEXT`.
 
     Raises:
         ConfigError: it names something that is no part of a model, or a file.
     """
     if isinstance(node, list):
-        return [trusted(item, f"{place}.{i}") for i, item in enumerate(node)]
+        return [trusted(item, f"{place}.{i}", own_text) for i, item in enumerate(node)]
     if isinstance(node, str):
         _check_text(node, place)
     if not isinstance(node, dict):
         return node
     if TARGET not in node:
-        return {key: trusted(item, f"{place}.{key}") for key, item in node.items()}
+        return {key: trusted(item, f"{place}.{key}", own_text) for key, item in node.items()}
     target = _allowed(node[TARGET], place)
     arguments = {key: item for key, item in node.items() if key != TARGET}
     if defined_as(target) == VOCABULARIES[0]:
-        return Vocabulary.from_dict(arguments.get("data", {}))
-    if defined_as(target) == EMBEDDER or defined_as(target) in _HOLDS_WEIGHTS:
-        _check_weights(arguments, place)
-    arguments = {key: trusted(item, f"{place}.{key}") for key, item in arguments.items()}
+        return make(lambda: Vocabulary.from_dict(**arguments), place)
+    _check_weights(defined_as(target), arguments, place, own_text)
+    arguments = {k: trusted(item, f"{place}.{k}", own_text) for k, item in arguments.items()}
     if target is ShapeSpec:
-        return ShapeSpec(**arguments)
+        return make(lambda: ShapeSpec(**arguments), place)
     return {TARGET: node[TARGET], **arguments}
 
 
-def _check_weights(arguments: Mapping[str, Any], place: str) -> None:
-    pretrained = arguments.get("pretrained")
-    is_file = isinstance(pretrained, str) and "." in pretrained and pretrained != TEXT
-    if is_file or "cache_dir" in arguments:
+def make(call: Callable[[], Any], place: str) -> Any:
+    """What a call gives, whose arguments come from a config: it may raise anything about them.
+
+    Raises:
+        ConfigError: naming the place and what was raised.
+        CheckpointError: from the call, as it is; it names a file.
+    """
+    try:
+        return call()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise ConfigError(one_line(error, place)) from error
+
+
+def one_line(error: Exception, place: str = "") -> str:
+    """The message of an error without line breaks; it begins with the place, once."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, DensedetError | OmegaConfBaseException) and place:
+        message = f"{type(error).__name__}: {message}"
+    return message if not place or message.startswith(place) else f"{place}: {message}"
+
+
+def _check_weights(defined: str, arguments: Mapping[str, Any], place: str, own_text: bool) -> None:
+    pretrained = arguments.get("pretrained", _HOLDS_WEIGHTS.get(defined))
+    if defined in _HOLDS_WEIGHTS and pretrained is not _HOLDS_WEIGHTS[defined]:
         raise ConfigError(
-            f"{place}: a saved model names no files and no cache_dir; its text tower is in {TEXT}, "
-            "or ships with densedet, or has a tag of open_clip"
+            f"{place}.pretrained: {pretrained!r} is not {_HOLDS_WEIGHTS[defined]}, though the "
+            "weights of a saved model have this part too"
+        )
+    if ":" in str(arguments.get("model")):  # "local-dir:" and the like, of open_clip
+        raise ConfigError(f"{place}.model: a saved model names an architecture, no folder")
+    if defined != EMBEDDER:
+        return
+    if "cache_dir" in arguments:
+        raise ConfigError(f"{place}.cache_dir: a saved model names no folders")
+    _check_text_tower(arguments.get("model"), pretrained, place, own_text)
+
+
+def _check_text_tower(model: Any, pretrained: Any, place: str, own_text: bool) -> None:
+    """It is random, ships with densedet, is in the folder, or has a tag, where no file is meant."""
+    if pretrained in (None, SHIPPED) or (pretrained == TEXT and own_text):
+        return
+    tags = open_clip.list_pretrained_tags_by_model(model) if isinstance(model, str) else []
+    if pretrained not in tags:
+        raise ConfigError(
+            f"{place}.pretrained: {pretrained!r} is not a tag of open_clip for {model!r}; a saved "
+            f"model names no other files than its own {TEXT}"
+        )
+    if weights_file(model, pretrained) is not None:
+        raise ConfigError(
+            f"{place}.pretrained: {pretrained!r} is meant as a tag of open_clip, but there is a "
+            "file of that name in the working folder: rename it, or work in another folder"
         )
 
 
@@ -201,7 +253,7 @@ def _located(name: Any, place: str) -> Callable[..., Any]:
     try:
         target: Callable[..., Any] = locate(name)
     except Exception as error:  # locate raises what the module's import raises
-        raise ConfigError(f"{place}: cannot import {name!r}: {error}") from error
+        raise ConfigError(f"{place}: cannot import {name!r}: {one_line(error)}") from error
     if not callable(target):
         raise ConfigError(f"{place}: {name!r} is not a class or a function")
     return target
@@ -209,4 +261,4 @@ def _located(name: Any, place: str) -> Callable[..., Any]:
 
 def defined_as(target: Callable[..., Any]) -> str:
     """Where a class or function is defined, whatever name it was found by."""
-    return f"{target.__module__}.{getattr(target, '__qualname__', '')}"
+    return f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', '')}"

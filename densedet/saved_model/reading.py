@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,16 @@ from densedet.saved_model.folder import (
     VOCABULARY,
     WEIGHTS,
     find_folder,
-    is_saved_model,
     read_folder,
 )
-from densedet.saved_model.plain import EMBEDDER, find, to_plain, trusted, without_weights
+from densedet.saved_model.plain import (
+    EMBEDDER,
+    find,
+    make,
+    to_plain,
+    trusted,
+    without_weights,
+)
 from densedet.vocabulary import Vocabulary
 from densedet.weights import file_digest, load_strictly, read_safetensors
 
@@ -71,7 +78,7 @@ def open_model(source: str | os.PathLike[str], sha256: str | None = None) -> Sav
     Args:
         source: folder that `save_model` wrote; such a folder on the Hugging Face Hub,
             "hf-hub:owner/name" or "hf-hub:owner/name@revision"; or a short name of
-            `densedet.model_zoo`.
+            `densedet.model_zoo`, which is never a folder: that is "./name".
         sha256: what the digest of ``model.safetensors`` must be; None takes any that fits the
             folder.
 
@@ -80,48 +87,71 @@ def open_model(source: str | os.PathLike[str], sha256: str | None = None) -> Sav
         CheckpointError: a file is missing, changed, or does not fit, or is not trained yet.
     """
     compat.apply()
-    name = os.fspath(source)
-    if not is_saved_model(name) and name in model_zoo.list_models():
-        return _from_zoo(model_zoo.get_model(name))
+    if source in model_zoo.list_models():
+        return from_zoo(model_zoo.get_model(os.fspath(source)))
     folder = find_folder(source)
     content = read_folder(folder)
     if sha256 is not None and file_digest(folder / WEIGHTS) != sha256:
         raise CheckpointError(f"{folder / WEIGHTS} does not have the sha256 {sha256}")
     place = str(folder / CONFIG)
     described = {key: content.get(key) for key in ("model", "augmentations")}
-    parts = trusted(described, place)
-    if TEXT in content["files"]:
+    own_text = TEXT in content["files"]
+    parts = trusted(described, place, own_text)
+    if own_text:
         for call in find(parts, EMBEDDER) + find(described, EMBEDDER):
             call["pretrained"] = str(folder / TEXT)
-    model = _build(parts["model"], place)
-    load_strictly(model, read_safetensors(folder / WEIGHTS)[0], folder / WEIGHTS)
+    model = _build_model(parts["model"], f"{place}.model")
+    _load(model, folder / WEIGHTS)
     return SavedModel(
         model=model.eval(),
         vocabulary=Vocabulary.from_file(folder / VOCABULARY),
-        augmentations=T.AugmentationList(_build(parts["augmentations"], place)),
+        augmentations=_build_augmentations(parts["augmentations"], f"{place}.augmentations"),
         config=OmegaConf.create(described),
     )
 
 
-def _from_zoo(entry: model_zoo.ModelEntry) -> SavedModel:
+def from_zoo(
+    entry: model_zoo.ModelEntry, weights: str | os.PathLike[str] | None = None
+) -> SavedModel:
+    """A model of the model zoo; the weights need no file of a CLIP beside them.
+
+    Args:
+        entry: of the model.
+        weights: checkpoint; None takes that of the entry.
+
+    Raises:
+        ConfigError: it is a CLIP alone, or there are no such weights.
+        CheckpointError: the weights do not fit, or are not trained yet.
+    """
     if entry.config is None:
         raise ConfigError(
             f"{entry.name!r} is a CLIP alone: densedet.clip.create_clip({entry.clip!r}, "
             f"{entry.pretrained!r}) makes it"
         )
-    weights = entry.weights_file()
+    weights = entry.weights_file() if weights is None else weights
     cfg = load_config(entry.config)
-    parts = described_parts(cfg)
+    parts, place = described_parts(cfg), entry.config
+    described: Any = cfg.model
     if weights is not None:
-        parts["model"] = without_weights(parts["model"])
-    model = _build(trusted(parts["model"], entry.config), entry.config)
+        described = trusted(without_weights(parts["model"]), f"{place}.model")
+    model = _build_model(described, f"{place}.model")
     load_trained(model, "", weights)
-    augmentations = _build(trusted(parts["augmentations"], entry.config), entry.config)
-    return SavedModel(model.eval(), model.vocabulary, T.AugmentationList(augmentations), cfg)
+    place = f"{place}.augmentations"
+    augmentations = _build_augmentations(trusted(parts["augmentations"], place), place)
+    return SavedModel(model.eval(), model.vocabulary, augmentations, cfg)
 
 
 def described_parts(config: DictConfig) -> dict[str, Any]:
     """The plain data of "model" and "augmentations", of a config as users write it or as saved.
+
+    Raises:
+        ConfigError: as of `find_parts`.
+    """
+    return {name: to_plain(part, name) for name, part in find_parts(config).items()}
+
+
+def find_parts(config: DictConfig) -> dict[str, Any]:
+    """The parts "model" and "augmentations" of a config as users write it or as saved.
 
     Raises:
         ConfigError: it has no model, or no mapper of the evaluation.
@@ -131,13 +161,40 @@ def described_parts(config: DictConfig) -> dict[str, Any]:
         augmentations = OmegaConf.select(config, "dataloader.test.mapper.augmentations")
     if config.get("model") is None or augmentations is None:
         raise ConfigError("the config needs 'model' and 'dataloader.test.mapper.augmentations'")
-    return {
-        "model": to_plain(config.model, "model"),
-        "augmentations": to_plain(augmentations, "augmentations"),
-    }
+    return {"model": config.model, "augmentations": augmentations}
 
 
 def _build(parts: Any, place: str) -> Any:
     """Instantiate; torch's random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        return build(parts, place)
+        return make(lambda: build(parts, place), place)
+
+
+def _build_model(part: Any, place: str) -> Any:
+    model = _build(part, place)
+    if not isinstance(model, nn.Module) or not hasattr(model, "set_vocabulary"):
+        raise ConfigError(f"{place}: {type(model).__name__} is not a model with a vocabulary")
+    return model
+
+
+def _build_augmentations(parts: Any, place: str) -> T.AugmentationList:
+    augmentations = _build(parts, place)
+    if not isinstance(augmentations, list):
+        raise ConfigError(f"{place}: {type(augmentations).__name__} is not a list of augmentations")
+    for index, found in enumerate(augmentations):
+        if not isinstance(found, T.Augmentation | T.Transform):
+            raise ConfigError(f"{place}.{index}: {type(found).__name__} is not an augmentation")
+    return T.AugmentationList(augmentations)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Load the weights of a saved model, whose names, shapes and dtypes must be the model's."""
+    state = read_safetensors(path)[0]
+    load_strictly(model, state, path)
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.dtype != own[name].dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {tensor.dtype}, and {type(model).__name__} has "
+                f"{own[name].dtype}; save the model again"
+            )

@@ -1,9 +1,12 @@
 """From a model and its config to a folder that has everything."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -13,16 +16,22 @@ from densedet.clip.checkpoints import write_weights
 from densedet.clip.factory import SHIPPED, weights_file
 from densedet.engine.config import build
 from densedet.errors import ConfigError, OutputError
-from densedet.files import atomic_folder
+from densedet.files import atomic_folder, writing
 from densedet.model_zoo import ModelEntry
 from densedet.saved_model.card import model_card
-from densedet.saved_model.folder import CARD, CONFIG, FORMAT, TEXT, VOCABULARY, WEIGHTS
+from densedet.saved_model.folder import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    TEXT,
+    VOCABULARY,
+    WEIGHTS,
+    other_files,
+)
 from densedet.saved_model.plain import EMBEDDER, VOCABULARIES, find, trusted, without_weights
 from densedet.saved_model.reading import described_parts
 from densedet.vocabulary import Vocabulary
 from densedet.weights import StateDict, file_digest
-
-_FILES = frozenset({CONFIG, WEIGHTS, VOCABULARY, TEXT, CARD})
 
 
 def save_model(
@@ -39,7 +48,8 @@ def save_model(
 
     Args:
         source: a model with a vocabulary, a `Predictor` or a `SavedModel`.
-        folder: is made; one that holds a saved model and nothing else is replaced.
+        folder: is made; one that holds a saved model and nothing else is replaced. It is neither
+            the working folder nor above it.
         config: that the model was built from; None takes ``source.config``.
         about: what is known of it, for the card.
 
@@ -48,19 +58,20 @@ def save_model(
 
     Raises:
         ConfigError: the config has something that has no plain form or that `load_model` would
-            refuse, or the model has no vocabulary.
-        OutputError: the folder holds other files, or cannot be written.
+            refuse, or the model has no vocabulary or weights other than float32.
+        OutputError: the folder holds other files, or cannot be written, also where the disk is
+            full.
     """
     target = Path(folder).expanduser()
     _check_free(target)
     model, config = _model_and_config(source, config)
-    parts = _parts(model, config)
+    parts, state = _parts(model, config), _state(model)
     vocabulary: Vocabulary = source.vocabulary
-    with atomic_folder(target) as temporary:
+    with _new_folder(target) as temporary:
         vocabulary.save(temporary / VOCABULARY)
-        write_weights(temporary / WEIGHTS, _state(model), {})
+        write_weights(temporary / WEIGHTS, state, {})
         _write_text_tower(find(parts, EMBEDDER), temporary / TEXT)
-        trusted(parts, str(target / CONFIG))
+        trusted(parts, str(target / CONFIG), own_text=(temporary / TEXT).exists())
         digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "densedet": __version__, "files": digests, **parts}
         OmegaConf.save(OmegaConf.create(content), temporary / CONFIG)
@@ -72,12 +83,29 @@ def save_model(
 def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another folder")
-    others = sorted({file.name for file in folder.iterdir()} - _FILES) if folder.exists() else []
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"{folder} is the working folder or above it, and would be replaced as a whole: leave "
+            "the folder first, or choose another one"
+        )
+    with writing(folder):
+        others = other_files(folder) if folder.exists() else []
     if others:
         raise OutputError(
             f"{folder} holds {others[0]!r}, which would be lost; choose a folder that is empty or "
             "holds a saved model alone"
         )
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """As `atomic_folder`; what cannot be written is called by its name in the target."""
+    with atomic_folder(target) as temporary:
+        try:
+            with writing(target):
+                yield temporary
+        except OutputError as error:
+            raise OutputError(str(error).replace(str(temporary), str(target))) from error
 
 
 def _model_and_config(source: Any, config: DictConfig | None) -> tuple[Any, DictConfig]:
@@ -113,9 +141,15 @@ def _trained(parts: dict[str, Any]) -> Vocabulary:
 
 
 def _state(model: nn.Module) -> StateDict:
-    """Every parameter and buffer once, if a module holds it under two names."""
+    """Every parameter and buffer once, if a module holds it under two names; all of them fp32."""
     names = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
     state = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ConfigError(
+                f"{type(model).__name__} has {name} in {tensor.dtype}, and a saved model is built "
+                "in torch.float32: convert it first, model.float()"
+            )
     return {name: state[name] for name in names.values()}
 
 

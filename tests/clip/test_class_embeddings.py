@@ -1,6 +1,7 @@
 """Class embeddings and their cache."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,19 @@ def test_unwritable_cache_is_only_a_warning(
     embedder.cache_dir.write_text("a file where the folder should be")
     assert embedder(vocabulary).vectors.shape == (4, 128)
     assert "class embeddings are not cached" in caplog.text
+
+
+def test_full_disk_is_only_a_warning(
+    embedder: VocabularyEmbedder,
+    vocabulary: Vocabulary,
+    caplog: pytest.LogCaptureFixture,
+    full_disk: Callable[[int], None],
+) -> None:
+    assert embedder.encoder.embed_dim == 128  # built, which may write elsewhere
+    full_disk(100)
+    assert embedder(vocabulary).vectors.shape == (4, 128)
+    assert "class embeddings are not cached" in caplog.text
+    assert list(embedder.cache_dir.iterdir()) == []
 
 
 def test_unknown_template_set_is_refused_at_once() -> None:

@@ -98,9 +98,9 @@ def test_evaluation(inside, run_command):
 
 
 def test_export(inside, run_command):
-    assert follow("export.md", inside, run_command) == {"bash": 3, "python": 1}
+    assert follow("export.md", inside, run_command) == {"bash": 3, "python": 2}
     written = {path.name for path in (inside / "output/export").iterdir()}
-    assert written == {"stars.onnx", "dense.pt2", "semantic.onnx"}
+    assert written == {"stars.onnx", "dense.pt2", "semantic.onnx", "clip.pt2"}
 
 
 def test_quickstart(inside, run_command):

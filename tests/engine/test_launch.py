@@ -27,6 +27,11 @@ def test_devices(gpus, monkeypatch):
         resolve_device("cuda")
     with pytest.raises(ConfigError, match="train.device='gpu'"):
         resolve_device("gpu")
+    for name in ("meta", "cpu:0", "cuda:-1", "cuda:x", "", 0):
+        with pytest.raises(ConfigError, match=f"^--device={name!r}: choose auto, cpu, cuda,"):
+            resolve_device(name, "--device")
+    with pytest.raises(ConfigError, match=r"^device=cuda:3: .* GPU 3, .*; use device=cpu"):
+        resolve_device("cuda:3", "device")
     gpus(2)
     assert resolve_device("auto") == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")

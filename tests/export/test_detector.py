@@ -86,7 +86,7 @@ def test_the_square_of_the_backbone_is_the_size(make_detector):
     clip = next(m for m in model.modules() if getattr(m, "square_size", None) == 0)
     assert isinstance(clip, nn.Module)
     clip.square_size = 128
-    with pytest.raises(ConfigError, match="pads pictures to 128x128"):
+    with pytest.raises(ConfigError, match=r"built for 128x128 \(HxW\) pixels, not 160x192"):
         make_part(model, "detector", SIZE)
     assert make_part(model, "detector", (128, 128)).size == (128, 128)
 

@@ -13,6 +13,7 @@ import torch
 from densedet import __version__
 from densedet.errors import ConfigError, InstallationError
 from densedet.export import describe, make_part, trace, write_onnx, write_program, writing
+from densedet.modeling.guidance import PromptedTextEncoder
 from densedet.weights import weights_digest
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -153,11 +154,91 @@ def test_a_program_needs_torch_alone(files):
     assert done.stdout.splitlines()[-1:] == ["(1, 128, 2, 3) (1, 3, 2, 3)"], done.stderr
 
 
-def test_the_files_have_no_text_tower(files):
-    """The words are vectors in it."""
-    program = torch.export.load(files("semantic zero-shot")[0])
-    names = [*program.state_dict, *program.constants]
-    assert names and not any("token_embedding" in n or "embedder" in n for n in names)
+@pytest.mark.parametrize("case", ["semantic zero-shot", "semantic denseclip"])
+def test_the_files_have_no_text_tower(make_model, files, case):
+    """No tensor of it, under whatever name; the words are vectors."""
+    if case == "semantic denseclip":
+        (tower,) = [m for m in make_model("denseclip").modules() if is_prompted(m)]
+    else:
+        tower = make_model("zero_shot").embedder.encoder
+    weights = {name: tensor for name, tensor in tower.state_dict().items() if tensor.numel() > 256}
+    assert any("token_embedding" in name for name in weights)
+    program = torch.export.load(files(case)[0])
+    constants = {n: v for n, v in program.constants.items() if isinstance(v, torch.Tensor)}
+    initializers = {
+        value.name: torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
+        for value in onnx.load(files(case)[1]).graph.initializer
+    }
+    for stored in ({**program.state_dict, **constants}, initializers):
+        assert sum(tensor.numel() for tensor in stored.values()) > 100_000
+        assert not [
+            (own, other)
+            for own, a in weights.items()
+            for other, b in stored.items()
+            if any(t.shape == b.shape and torch.equal(t, b) for t in (a, a.mT if a.ndim > 1 else a))
+        ]
+
+
+def is_prompted(module):
+    return isinstance(module, PromptedTextEncoder)
+
+
+FULL = """
+import io, os, resource, sys
+import torch
+from densedet.clip.checkpoints import write_weights
+from densedet.errors import OutputError
+from densedet.export import write_onnx, write_program
+
+program = torch.export.export(torch.nn.Linear(300, 300), (torch.zeros(1, 300),))
+writers = {
+    "a.pt2": lambda: write_program(program, "a.pt2", {}),
+    "a.onnx": lambda: write_onnx(program, "a.onnx", {"outputs": ["out"]}),
+    "a.safetensors": lambda: write_weights("a.safetensors", {"a": torch.zeros(300, 300)}, {}),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for name, write in writers.items():
+    try:
+        write()
+    except OutputError as error:
+        print(str(error).startswith(f"{name} cannot be written: "), "File too large" in str(error))
+print(os.listdir("."))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit on the size of files does what a full disk does."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FULL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-4:] == [*["True True"] * 3, "[]"], done.stderr
+
+
+def test_weights_that_do_not_fit_into_one_onnx_file(files, parts, tmp_path, monkeypatch):
+    """torch would write a second file, under the name of the temporary one."""
+    case = "semantic zero-shot"
+    program = torch.export.load(files(case)[0])
+    metadata = describe(parts(case), FIXED[case], {})
+    stored = onnx.load(files(case)[1]).graph.initializer
+    size = sum(onnx.numpy_helper.to_array(value).nbytes for value in stored)
+    monkeypatch.setattr(writing, "_ONNX_MAX_BYTES", size - 1)
+    with pytest.raises(ConfigError, match=r"big\.onnx: .* MiB of weights.*choose the format torch"):
+        write_onnx(program, tmp_path / "big.onnx", metadata)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(writing, "_ONNX_MAX_BYTES", size)
+    write_onnx(program, tmp_path / "big.onnx", metadata)
+    assert [path.name for path in tmp_path.iterdir()] == ["big.onnx"]
+
+
+def test_the_limit_is_that_of_torch():
+    """Above it torch makes two files of one."""
+    exporter = pytest.importorskip("torch.onnx._internal.exporter._onnx_program")
+    assert writing._ONNX_MAX_BYTES <= exporter._LARGE_MODEL_THRESHOLD
 
 
 def test_wrong_names_and_sizes(make_dense, tmp_path):
@@ -173,5 +254,5 @@ def test_wrong_names_and_sizes(make_dense, tmp_path):
 
 def test_without_the_packages_for_onnx(monkeypatch, tmp_path):
     monkeypatch.setattr(writing, "find_spec", lambda name: None)
-    with pytest.raises(InstallationError, match=r"onnx and onnxscript: pip install 'densedet"):
+    with pytest.raises(InstallationError, match=r"onnx and onnxscript: pip install -e '\.\[exp"):
         write_onnx(None, tmp_path / "a.onnx", {"outputs": {}})

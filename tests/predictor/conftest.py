@@ -38,12 +38,17 @@ def predictor(config, weights):
     return Predictor(config, weights, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def panoptic(save_untrained):
-    """The panoptic quickstart; its instances have any score."""
+@pytest.fixture(scope="session")
+def panoptic_source(save_untrained):
+    """Config and weights of the panoptic quickstart; its instances have any score."""
     config = model_zoo.get_config("projects/panoptic_fpn/configs/quickstart.py")
     config.model.combine_instances_score_thresh = 0.0
-    return Predictor(config, save_untrained(config), device="cpu")
+    return config, save_untrained(config)
+
+
+@pytest.fixture(scope="module")
+def panoptic(panoptic_source):
+    return Predictor(*panoptic_source, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 
 from densedet.clip import ClipVisual, TextEncoder
 from densedet.data.shapes_world_scenes import make_scene
@@ -99,13 +100,41 @@ def test_another_picture_does_not_embed_the_words_again(request, name, prompted,
     assert sum(own in text for text in prompted) == 3
 
 
-def assert_equal(found, same):
-    for name in ("semantic", "panoptic"):
-        one, other = getattr(found, name), getattr(same, name)
-        assert (one is None) == (other is None) and (one is None or one.equal(other))
-    assert found.labels == same.labels and found.vocabulary.labels == same.vocabulary.labels
+def test_another_picture_does_not_run_learned_prompts_again(guided, monkeypatch, image):
+    runs, encode = [], TextEncoder.encode_shared
+
+    def counted(self, prefix, names, *rest):
+        runs.append(len(names))
+        return encode(self, prefix, names, *rest)
+
+    monkeypatch.setattr(TextEncoder, "encode_shared", counted)
+    guided.set_vocabulary("red teapot;blue teapot;green teapot")
+    for picture in (image, image[::-1].copy(), image[:, ::-1].copy()):
+        guided.predict(picture)
+    assert runs == [3]
+
+
+def tensors(found):
+    """All that a prediction says, by name."""
+    maps = {name: getattr(found, name) for name in ("semantic", "confidence", "panoptic")}
     if found.instances is not None:
-        assert found.instances.scores.equal(same.instances.scores)
+        fields = found.instances.get_fields()
+        maps |= {**fields, "pred_boxes": fields["pred_boxes"].tensor}
+    return {name: value for name, value in maps.items() if value is not None}
+
+
+def assert_equal(found, same):
+    assert found.vocabulary.labels == same.vocabulary.labels and found.segments == same.segments
+    one, other = tensors(found), tensors(same)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_predictions_are_compared_whole(panoptic, image):
+    panoptic.set_vocabulary(VOCABULARIES[0])
+    assert set(tensors(panoptic.predict(image))) == {
+        *("semantic", "confidence", "panoptic"),
+        *("pred_boxes", "scores", "pred_classes", "pred_masks"),
+    }
 
 
 def test_the_last_pictures_are_known_by_their_content(image):
@@ -132,12 +161,13 @@ def _switching():
 
 
 @pytest.mark.usefixtures("_switching")
-def test_threads_with_views_find_what_two_predictors_find(panoptic):
+def test_threads_with_views_find_what_two_predictors_find(panoptic, panoptic_source):
     pictures = [make_scene(0, "val", i).image for i in range(2)]
-    expected = {}
+    other, expected = Predictor(*panoptic_source, device="cpu"), {}
     for number, words in enumerate(VOCABULARIES[:2]):
-        panoptic.set_vocabulary(words)
-        expected[number] = [panoptic.predict_batch([picture])[0] for picture in pictures]
+        other.set_vocabulary(words)
+        expected[number] = [other.predict(picture) for picture in pictures]
+    panoptic.set_vocabulary(VOCABULARIES[2])
     start = threading.Barrier(2)
 
     def work(number):
@@ -154,32 +184,67 @@ def test_threads_with_views_find_what_two_predictors_find(panoptic):
     for number, found in enumerate(results):
         for turn, prediction in enumerate(found):
             assert_equal(prediction, expected[number][turn % 2])
-    assert panoptic.vocabulary.labels == VOCABULARIES[1].labels  # no view changed it
+    assert panoptic.vocabulary.labels == VOCABULARIES[2].labels  # no view changed it
 
 
 @pytest.mark.usefixtures("_switching")
-def test_no_prediction_mixes_two_vocabularies(zero_shot, image):
+def test_no_prediction_mixes_two_vocabularies(panoptic, image):
     """One thread changes the words while another predicts: each result is of one vocabulary."""
     expected = {}
     for words in VOCABULARIES:
-        zero_shot.set_vocabulary(words)
-        expected[words.labels] = zero_shot.predict(image)
-    stop = threading.Event()
+        panoptic.set_vocabulary(words)
+        expected[words.labels] = panoptic.predict(image)
+    stop, turns, found = threading.Event(), [], []
 
     def change():
-        turn = 0
         while not stop.is_set():
-            zero_shot.set_vocabulary(VOCABULARIES[turn % 3])
-            turn += 1
-        return turn
+            panoptic.set_vocabulary(VOCABULARIES[len(turns) % 3])
+            turns.append(stop)
 
     with ThreadPoolExecutor(1) as pool:
         changing = pool.submit(change)
-        found = [zero_shot.predict(image) for _ in range(12)]
-        stop.set()
-        assert changing.result() > 3
+        try:
+            while len(found) < 12 or (len(turns) < 4 and not changing.done()):
+                found.append(panoptic.predict(image))
+        finally:
+            stop.set()
+        changing.result()
     for prediction in found:
         assert_equal(prediction, expected[prediction.vocabulary.labels])
+
+
+class Interrupting:
+    """A path; while it is read, something else is done."""
+
+    def __init__(self, path, action):
+        self.path, self.action = path, action
+
+    def __fspath__(self):
+        self.action()
+        return str(self.path)
+
+
+def test_words_that_are_set_while_the_picture_is_read_come_too_late(zero_shot, image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "a.png")
+    zero_shot.set_vocabulary(VOCABULARIES[0])
+    path = Interrupting(tmp_path / "a.png", lambda: zero_shot.set_vocabulary(VOCABULARIES[1]))
+    assert zero_shot.predict(path).vocabulary.labels == VOCABULARIES[0].labels
+    assert zero_shot.predict(image).vocabulary.labels == VOCABULARIES[1].labels
+
+
+def test_a_picture_that_is_set_while_the_phrase_is_embedded_comes_too_late(
+    zero_shot, image, monkeypatch
+):
+    zero_shot.set_image(image)
+    encode = TextEncoder.encode
+
+    def interrupted(self, names):
+        zero_shot.set_image(image[:80])
+        return encode(self, names)
+
+    monkeypatch.setattr(TextEncoder, "encode", interrupted)
+    found = zero_shot.similarity("a phrase that is embedded now")
+    assert found.shape == (160, 160) and zero_shot.predict().semantic.shape == (80, 160)
 
 
 def test_nothing_stays_replaced(config, weights, image):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from densedet import model_zoo
@@ -67,7 +68,17 @@ def test_box_features_are_roi_align(zero_shot, visual, image):
     torch.testing.assert_close(found, F.normalize(aligned, dim=1), atol=1e-5, rtol=1e-4)
     zero_shot.set_image(image)
     assert zero_shot.region_features(boxes=boxes.tolist()).equal(found)
-    assert zero_shot.region_features(boxes=torch.zeros(0, 4)).shape == (0, visual.embed_dim)
+    assert zero_shot.region_features(boxes=Boxes(boxes)).equal(found)
+    for none in (torch.zeros(0, 4), []):
+        assert zero_shot.region_features(boxes=none).shape == (0, visual.embed_dim)
+
+
+def test_what_of_a_box_is_outside_the_picture_does_not_count(zero_shot, image):
+    far = float("inf")
+    over = [[-50.0, 100, 40, 400], [-far, -far, far, far]]
+    inside = [[0.0, 100, 40, 160], [0, 0, 160, 160]]
+    found = zero_shot.region_features(boxes=over, image=image)
+    assert found.equal(zero_shot.region_features(boxes=inside, image=image))
 
 
 def test_mask_features_are_means_over_the_covered_cells(zero_shot, visual, image):
@@ -142,6 +153,7 @@ def test_a_phrase_is_where_its_thing_is(zero_shot):
         ({"boxes": [0, 0, 1, 1]}, r"must be \[R, 4\]"),
         ({"boxes": [[0, 0, 9, 9], [5, 5, 5, 9]]}, "box 1 is empty"),
         ({"boxes": [[160, 0, 170, 9]]}, "box 0 is empty"),
+        ({"boxes": [[0, 0, float("nan"), 9]]}, "box 0 is empty"),
         ({"masks": torch.ones(1, 20, 20)}, r"must be \[R, 160, 160\]"),
         ({"masks": torch.zeros(1, 160, 160)}, "mask 0 is empty"),
     ],

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from densedet.errors import VocabularyError
 from densedet.predictor import NONE, NONE_LABEL, Prediction
 from densedet.vocabulary import Vocabulary
 
@@ -37,8 +38,10 @@ def semantic():
 
 
 def test_labels_follow_the_instances():
-    assert Prediction.of({"instances": instances()}, WORDS).labels == ("dog", "cat")
-    assert NONE_LABEL not in WORDS.labels and NONE < 0
+    found = Prediction.of({"instances": instances()}, WORDS)
+    assert found.labels == ("dog", "cat")
+    labels = [found.label(i) for i in found.categories.unique().tolist()]
+    assert labels == [NONE_LABEL, "cat", "dog"]
 
 
 def test_the_best_detection_has_the_pixel():
@@ -81,6 +84,34 @@ def test_semantic():
     masks, segments = less.segment_masks()
     assert masks.tolist() == [[[True, False]]]
     assert segments == ({"category_id": 0, "label": "cat", "isthing": True},)
+
+
+def test_a_single_word_is_everywhere_whatever_the_score():
+    found = Prediction.of({"sem_seg": torch.zeros(1, 2, 4)}, Vocabulary.parse("cat"))
+    assert (found.above(1.0).categories == 0).all()
+
+
+def test_only_some_labels_stay_and_the_others_are_none_of_these():
+    found = Prediction.of({**panoptic(), **semantic()}, WORDS)
+    less = found.only(["dog", " sky "])
+    assert less.labels == ("dog",) and less.instances.scores.tolist() == pytest.approx([0.4])
+    assert [s["label"] for s in less.segments] == ["sky"] and less.segments[0]["category_id"] == 3
+    assert less.panoptic.tolist() == [[0, 0, 0, 2]] * 2 and less.panoptic.dtype == torch.int32
+    assert less.semantic.tolist() == [[NONE, NONE]] and less.semantic.dtype == torch.int64
+    assert found.only(["sea"]).semantic.tolist() == [[NONE, 2]]
+    assert less.vocabulary == WORDS and less.confidence.equal(found.confidence)
+    same = found.only(WORDS.labels)
+    assert same.panoptic.equal(found.panoptic) and same.semantic.equal(found.semantic)
+    assert same.labels == found.labels and same.segments == found.segments
+    nothing = found.only([])
+    assert nothing.labels == nothing.segments == () and (nothing.categories == NONE).all()
+    with pytest.raises(VocabularyError, match="no label 'bird'"):
+        found.only(["cat", "bird"])
+
+
+def test_two_predictions_are_never_equal():
+    one, other = Prediction.of(semantic(), WORDS), Prediction.of(semantic(), WORDS)
+    assert one != other and len({one, other}) == 2
 
 
 def test_probabilities_are_taken_as_they_are():

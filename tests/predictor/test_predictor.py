@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools import mask as mask_util
 
 from densedet import model_zoo
 from densedet.errors import CheckpointError, ConfigError, ImageError, VocabularyError
 from densedet.predictor import Predictor, coco_results, segment_results
+from densedet.predictor.images import T, prepare
 from densedet.vocabulary import Vocabulary
 
 
@@ -59,6 +61,30 @@ def test_missing_and_foreign_weights_are_refused(config, weights, tmp_path):
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit OpenVocabularyRCNN"):
         Predictor(config, tmp_path / "other.pth")
+
+
+def test_a_config_needs_a_model_and_an_evaluation(config, weights):
+    without = config.copy()
+    del without["model"]
+    with pytest.raises(ConfigError, match="the config needs 'model'"):
+        Predictor(without, weights)
+    for place in ("dataloader", "dataloader.test", "dataloader.test.mapper"):
+        without = config.copy()
+        parent, _, name = place.rpartition(".")
+        del (OmegaConf.select(without, parent) if parent else without)[name]
+        with pytest.raises(ConfigError, match=r"needs .* 'dataloader\.test\.mapper\.augmenta"):
+            Predictor(without, weights)
+    without = config.copy()
+    del without["train"]
+    with pytest.raises(ConfigError, match=r"weights model_final\.pth do not exist"):
+        Predictor(without)
+    assert Predictor(without, weights, device="cpu").tasks == ("instance",)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "xpu", "cuda:99", "cuda:-1", ""])
+def test_devices_that_are_not_there_are_refused(config, weights, device):
+    with pytest.raises(ConfigError, match=f"^device='?{device}"):
+        Predictor(config, weights, device=device)
 
 
 def test_a_head_that_fixed_its_classes_says_so(save_untrained):
@@ -153,6 +179,24 @@ def test_arrays_pillow_images_and_files_are_the_same_picture(zero_shot, image, t
 def test_what_is_no_picture_is_refused(zero_shot, wrong, message):
     with pytest.raises(ImageError, match=message):
         zero_shot.set_image(wrong)
+
+
+def test_a_truncated_pillow_image_is_refused(zero_shot, image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with (
+        Image.open(tmp_path / "a.png") as opened,
+        pytest.raises(ImageError, match=r"a\.png is "),
+    ):
+        zero_shot.set_image(opened)
+    with pytest.raises(ImageError, match=r"^picture 9: image .*a\.png is truncated"):
+        zero_shot.predict_batch([*[image] * 9, tmp_path / "a.png"])
+
+
+def test_prepared_pictures_can_be_compared(image):
+    one, other = (prepare(image, T.AugmentationList([])) for _ in range(2))
+    assert one != other and len({one, other}) == 2
 
 
 def test_a_picture_must_be_set_or_given(config, weights):

@@ -3,13 +3,14 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from densedet import model_zoo
 from densedet.errors import ConfigError
 from densedet.predictor import Predictor
-from densedet.saved_model import save_model
+from densedet.saved_model import open_model, save_model
 
 
 def test_the_quickstart_is_what_make_demo_trains(save_untrained, tmp_path, monkeypatch, image):
@@ -25,6 +26,22 @@ def test_the_quickstart_is_what_make_demo_trains(save_untrained, tmp_path, monke
     expected = Predictor(config, trained, device="cpu").predict(image).instances.scores
     named = Predictor("quickstart", device="cpu").predict(image).instances.scores
     assert named.equal(expected)
+    other = shutil.move(trained, tmp_path / "other.pth")
+    with_weights = Predictor("quickstart", other, device="cpu").predict(image).instances.scores
+    assert with_weights.equal(expected)
+    with pytest.raises(ConfigError, match=r"absent\.pth do not exist"):
+        Predictor("quickstart", tmp_path / "absent.pth", device="cpu")
+
+
+def test_a_short_name_is_never_a_folder(config, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "quickstart-zero-shot"
+    save_model(Predictor(config, weights, device="cpu"), tmp_path / name)
+    assert Predictor(name, device="cpu").tasks == ("semantic",)
+    assert type(open_model(name).model).__name__ == "ZeroShotSegmentor"
+    for folder in (f"./{name}", Path(name)):
+        assert Predictor(folder, device="cpu").tasks == ("instance",)
+        assert type(open_model(folder).model).__name__ == "OpenVocabularyRCNN"
 
 
 def test_a_saved_model_comes_with_its_vocabulary(config, weights, tmp_path, image):

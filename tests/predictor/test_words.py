@@ -60,6 +60,26 @@ def test_the_order_of_the_words_does_not_matter(model, image):
         assert_same(everything(model, vocabulary(order), image), expected)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_random_vocabularies_in_any_order(zero_shot, guided, image, seed):
+    """Categories of one to three names of Shapes World; others are all one to the tiny CLIP."""
+    rng = np.random.default_rng(seed)
+    world = Vocabulary.named("shapes_world_kind").labels
+    names = iter(rng.choice(world, 30, replace=False).tolist())
+    groups = [tuple(next(names) for _ in range(rng.integers(1, 4))) for _ in range(10)]
+
+    def shuffled():
+        return Vocabulary(
+            tuple(
+                Category(f"label {i}", tuple(rng.permutation(groups[i]).tolist()), "stuff")
+                for i in rng.permutation(10)
+            )
+        )
+
+    for model in (zero_shot, guided):
+        assert_same(everything(model, shuffled(), image), everything(model, shuffled(), image))
+
+
 def test_the_order_of_synonyms_does_not_matter(model, image):
     kinds = {"grass": ("grass", "green lawn"), "teapot": ("teapot", "red plus", "kettle")}
     first = vocabulary(THINGS + STUFF, synonyms=lambda n: kinds.get(n, (n,)))

@@ -1,8 +1,6 @@
 """tools/demo.py as a user runs it."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +16,6 @@ from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build
 from densedet.predictor import Predictor
 from densedet.video import Film, write_film
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load_tool()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +80,7 @@ def test_words_that_are_not_shown_compete(demo, folder, tmp_path):
     assert set(labels) == {"red star", "blue ring"} and set(only) == {"red star"}
     assert shown == [s for s, label in zip(both, labels, strict=True) if label == "red star"]
     assert max(scores(words="red star")[1]) > max(shown)
+    assert scores("--show", " red star ; blue ring; ") == (labels, both)
 
 
 def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
@@ -120,6 +104,8 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"stuff": "red star"}, "red star"),
         ({"stuff": "grass"}, "--stuff: OpenVocabularyRCNN detects things alone"),
         ({"show": "green star"}, "green star"),
+        ({"show": "red star,blue ring"}, "the vocabulary has no label 'red star,blue ring'"),
+        ({"show": ""}, "the vocabulary has no label ''"),
         ({"threshold": "2"}, "--score-threshold"),
         ({"more": ["--task", "panoptic"]}, "--task panoptic: OpenVocabularyRCNN has instance"),
         ({"more": ["--task", "depth"]}, "invalid choice: 'depth'"),
@@ -166,6 +152,7 @@ def test_pictures_of_the_same_name_are_refused(demo, folder, tmp_path, capsys):
     argv = arguments(folder, tmp_path / "out", folder / "in" / "0.jpg", tmp_path / "0.jpg")
     assert exit_code(lambda: demo.main(argv)) == 2
     assert "same name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"

@@ -5,22 +5,30 @@ import json
 import onnxruntime
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from densedet.cli import exit_code
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build, load_config
 from densedet.export import make_part, select_detections
+from densedet.saved_model import open_model, save_model
 from densedet.vocabulary import Vocabulary
 from tools import export_model
 
 ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
 DETECTOR = "projects/fvit/configs/quickstart.py"
+PANOPTIC = "projects/panoptic_fpn/configs/quickstart.py"
+MASK_ENSEMBLE = (
+    "model.backbone.bottom_up.bottom_up.dense=True",
+    "model.mask_ensemble={_target_: densedet.modeling.mask_ensemble.MaskEnsemble, "
+    "seen: 0.0, unseen: 0.65, temperature: 27.0}",
+)
 WORDS = "red star,crimson star;blue ring"
 
 
 def arguments(config, output, *more, words=WORDS):
-    named = ["--config-file", config, "--vocabulary", words, "--output", str(output)]
-    return [*named, *map(str, more)]
+    named = ["--config-file", config, "--vocabulary", words, "--output", output, *more]
+    return [str(argument) for argument in named]
 
 
 def test_a_semantic_model_as_onnx(tmp_path, capsys):
@@ -66,19 +74,59 @@ def test_a_trained_detector_as_a_program(tmp_path):
     torch.testing.assert_close(program(image[None])[0], boxes, rtol=1e-4, atol=1e-4)
 
 
+def test_what_comes_after_the_part_is_named(tmp_path, capsys):
+    config, changes = PANOPTIC, [f"train.output_dir={tmp_path}", *MASK_ENSEMBLE]
+    torch.manual_seed(0)
+    model = build(load_config(config, changes).model, "model")
+    Checkpointer(model, str(tmp_path)).save("model_final")
+    words = Vocabulary.parse("red star").with_stuff(Vocabulary.parse("grass"))
+    words.save(tmp_path / "words.json")
+    file = tmp_path / "stars.pt2"
+    options = ("--part", "semantic", "--size", 64, 64, *changes)
+    assert export_model.main(arguments(config, file, *options, words=tmp_path / "words.json")) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left out, as it comes after this part: mask_ensemble"
+    ]
+    extra = {"metadata.json": ""}
+    torch.export.load(file, extra_files=extra)
+    assert json.loads(extra["metadata.json"])["settings"]["left_out"] == ["mask_ensemble"]
+
+
+def test_a_saved_model_is_given_as_its_folder(tmp_path, capsys):
+    """Its config alone is not checked, and it is what it was saved as."""
+    folder = save_model(open_model("quickstart-zero-shot"), tmp_path / "saved")
+    marker = tmp_path / "ran"
+    content = OmegaConf.load(folder / "config.yaml")
+    content.model = {"_target_": "os.mkdir", "path": str(marker)}
+    OmegaConf.save(content, folder / "config.yaml")
+    file = tmp_path / "a.pt2"
+    wrong = {
+        "is of a saved model: give the folder, ": (folder / "config.yaml",),
+        "a saved model takes no overrides: leave model.path=x out": (folder, "model.path=x"),
+        "give the folder, ": (folder / "config.yaml", "model.path=x"),
+    }
+    for message, (source, *overrides) in wrong.items():
+        argv = arguments(str(source), file, *overrides)
+        assert exit_code(lambda argv=argv: export_model.main(argv)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line
+    assert not marker.exists() and not file.exists()
+
+
 @pytest.mark.parametrize(
     ("config", "name", "options", "message"),
     [
         (ZERO_SHOT, "a.pt", (), "give a .pt2 or .onnx file"),
         (ZERO_SHOT, "a.pt2", ("--format", "onnx"), "give a .onnx file"),
+        (ZERO_SHOT, "a.onnx", ("--format", "tflite"), "choose from torch, onnx"),
         (ZERO_SHOT, "a.pt2", ("--size", 20, 24), "multiples of 8 pixels"),
         (ZERO_SHOT, "a.pt2", ("--part", "detector", "--size", 32, 32), "no OpenVocabularyRCNN"),
-        (ZERO_SHOT, "a.pt2", ("--part", "masks"), "invalid choice: 'masks'"),
+        (ZERO_SHOT, "a.pt2", ("--part", "masks"), "choose from dense, semantic, detector"),
         (ZERO_SHOT, "a.pt2", ("--weights", "absent.pth"), "absent.pth do not exist"),
         (ZERO_SHOT, "a.pt2", ("model.windows=3",), "windows"),
         ("absent.py", "a.pt2", (), "absent.py"),
         (DETECTOR, "a.pt2", ("--part", "detector"), "do not exist"),
-        ("projects/clipself/configs/quickstart.py", "a.pt2", (), "no vocabulary to change"),
+        ("projects/clipself/configs/quickstart.py", "a.pt2", (), "the config needs 'model'"),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, capsys, monkeypatch, config, name, options, message):
