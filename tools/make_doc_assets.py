@@ -28,9 +28,11 @@ def demo_arguments() -> dict[str, list[str]]:
     """The name of each picture, and what the demo is told for it."""
     world = Vocabulary.named("shapes_world_kind")
     things, stuff = (";".join(world.of_kind(kind).labels) for kind in ("thing", "stuff"))
+    segments = ["--config-file", PANOPTIC, "--vocabulary", things, "--stuff", stuff]
     return {
         "detection": ["--config-file", DETECTOR, "--vocabulary", things, *SURE],
-        "panoptic": ["--config-file", PANOPTIC, "--vocabulary", things, "--stuff", stuff],
+        "panoptic": [*segments, "--task", "panoptic"],
+        "semantic": [*segments, "--task", "semantic"],
         "similarity": ["--config-file", DETECTOR, "--similarity", "cyan ball"],
     }
 

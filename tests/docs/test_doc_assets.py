@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["detection.png", "panoptic.png", "similarity.png"]
+NAMES = ["detection.png", "panoptic.png", "semantic.png", "similarity.png"]
 
 
 def test_one_command_draws_all(workspace, run_command):
     said = run_command(workspace, "python tools/make_doc_assets.py --output output/assets")
     assert sorted(path.name for path in (workspace / "output/assets").iterdir()) == NAMES
-    assert [f"output/assets/{name}" in said for name in NAMES] == [True] * 3
+    assert [f"output/assets/{name}" in said for name in NAMES] == [True] * 4
     for name in NAMES:
         with Image.open(workspace / "output/assets" / name) as drawn:
             assert drawn.size == (400, 400) and len(drawn.getcolors()) > 8

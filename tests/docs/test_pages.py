@@ -104,6 +104,6 @@ def test_export(inside, run_command):
 
 
 def test_quickstart(inside, run_command):
-    assert follow("quickstart.md", inside, run_command) == {"bash": 3, "python": 1}
-    for folder in ("demo", "demo_panoptic", "demo_phrase"):
+    assert follow("quickstart.md", inside, run_command) == {"bash": 4, "python": 1}
+    for folder in ("demo", "demo_panoptic", "demo_semantic", "demo_phrase"):
         assert len(list((inside / "output" / folder).glob("*.png"))) == 10
