@@ -46,7 +46,7 @@ demo: $(STAMP)
 	@$(PY) tools/quickstart.py
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
