@@ -268,3 +268,22 @@ def test_wrong_use_is_one_line(argv, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_the_pins_are_for_the_python_of_debian_12():
+    """Which is 3.11.2: some packages ask for a later one, and cannot be installed there."""
+    from packaging.specifiers import SpecifierSet
+
+    wrong = []
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if "==" not in line or line.startswith("#"):
+            continue
+        try:
+            asked = (
+                importlib.metadata.metadata(line.partition("==")[0]).get("Requires-Python") or ""
+            )
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if not SpecifierSet(asked).contains("3.11.2"):
+            wrong.append(f"{line} asks for {asked}")
+    assert wrong == []
