@@ -241,6 +241,15 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _box_mode(owner: Any, name: str) -> int:
+    """A member of BoxMode by its name, as some releases of Python 3.11 write it (Debian 12's)."""
+    if owner is not int or name not in _BOX_MODES:
+        raise _Refused(f"builtins.getattr of {str(name)[:40]!r}")
+    return _BOX_MODES.index(name)
+
+
+_BOX_MODES = ("XYXY_ABS", "XYWH_ABS", "XYXY_REL", "XYWH_REL", "XYWHA_ABS")
+
 _STAND_INS: Mapping[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
@@ -257,6 +266,8 @@ _STAND_INS: Mapping[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _encode,  # bytes in protocols 0 to 2
     "__builtin__.bytes": _no_bytes,
+    "__builtin__.getattr": _box_mode,
+    "builtins.getattr": _box_mode,
 }
 
 

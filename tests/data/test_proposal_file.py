@@ -118,7 +118,7 @@ def test_a_pickle_that_would_run_code(write, tmp_path, protocol):
     ("data", "asked"),
     [
         (Evil(eval, "1"), r"builtins\.eval"),
-        (Evil(getattr, BOXES[0], "tofile"), r"builtins\.getattr"),
+        (Evil(getattr, BOXES[0], "tofile"), r"builtins\.getattr of 'tofile'"),
         (Evil(np.load, "x.npy"), r"numpy\S*\.load"),
         (Evil(Path, "x"), r"pathlib\S*\.Path"),
         (b"cnumpy\nndarray.tofile\n.", r"numpy\.ndarray\.tofile"),
@@ -197,3 +197,18 @@ def test_missing_file(tmp_path):
         read_proposal_file(tmp_path / "none.pkl", "made by the RPN")
     with pytest.raises(DatasetError, match="cannot be read"):
         read_proposal_file(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_attributes_are_members_of_box_mode_alone(tmp_path, protocol):
+    from densedet.data import proposal_file
+
+    path = tmp_path / "proposals.pkl"
+    for mode in BoxMode:
+        path.write_bytes(pickle.dumps(Evil(getattr, BoxMode, mode.name), protocol))
+        with path.open("rb") as file:
+            assert proposal_file._read_pickle(file, path) == mode.value
+    for owner, name in ((BoxMode, "convert"), (np.ndarray, "tofile"), (int, "XYXY_ABS")):
+        path.write_bytes(pickle.dumps(Evil(getattr, owner, name), protocol))
+        with path.open("rb") as file, pytest.raises(DatasetError, match="to run code from a file"):
+            proposal_file._read_pickle(file, path)
