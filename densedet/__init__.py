@@ -6,7 +6,6 @@ third party is patched and no heavy library is loaded. ``densedet.Predictor`` is
 ``densedet.model_zoo`` has the configs, ``densedet doctor`` examines an installation.
 """
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +18,10 @@ __all__ = ["Predictor", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import ``Predictor`` when it is asked for: it takes torch and Detectron2."""
     if name == "Predictor":
-        with warnings.catch_warnings():  # of Detectron2's import, see densedet.compat
-            warnings.simplefilter("ignore", FutureWarning)
-            from densedet.predictor import Predictor
+        from densedet import compat
+
+        compat.hush_deprecations()
+        from densedet.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

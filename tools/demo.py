@@ -11,15 +11,13 @@ Example:
 """
 
 import argparse
-import dataclasses
 import glob
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,19 +25,21 @@ from densedet.cli import ToolParser, run_tool
 from densedet.data.images import read_image
 from densedet.errors import ConfigError, ImageError
 from densedet.files import atomic_path, write_text, writing
-from densedet.predictor import Prediction, Predictor, Task, coco_results, segment_results
+from densedet.predictor import Predictor, Task
 from densedet.predictor.sources import with_overrides
 from densedet.video import Film, write_film
-from densedet.visualization import draw_detections, draw_segments, draw_similarity
+from densedet.views import (
+    DETECTION_SCORE,
+    Results,
+    View,
+    detections_view,
+    segments_view,
+    similarity_view,
+)
 from densedet.vocabulary import Vocabulary
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-DETECTION_SCORE = 0.3
 KINDS = ("detections", "segments", "similarity")
-
-Results = list[dict[str, Any]]
-View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
-"""A picture (H, W, 3) and its number to what is drawn and what is written."""
 
 
 def find_images(inputs: list[str]) -> list[Path]:
@@ -161,53 +161,6 @@ def choose_task(predictor: Predictor, args: argparse.Namespace) -> Task:
     if args.task is not None and args.task not in tasks:
         raise ConfigError(f"--task {args.task}: {model} has {', '.join(tasks)}; take another model")
     return args.task or tasks[0]
-
-
-def detections_view(predictor: Predictor, shown: Sequence[str], threshold: float) -> View:
-    """Draw and write instances of some labels."""
-
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        found = predictor.predict(image).above(threshold).only(shown)
-        assert found.instances is not None
-        drawn = draw_detections(image, found.instances, found.vocabulary.labels)
-        return drawn, coco_results(found.instances, number, found.vocabulary)
-
-    return view
-
-
-def segments_view(
-    predictor: Predictor, shown: Sequence[str], threshold: float, panoptic: bool
-) -> View:
-    """Draw and write panoptic segments, or the classes of the pixels, of some labels."""
-
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        prediction: Prediction = predictor.predict(image).above(threshold).only(shown)
-        if not panoptic:
-            prediction = dataclasses.replace(prediction, panoptic=None, segments=())
-        masks, segments = prediction.segment_masks()
-        found = segment_results(masks, segments, number, prediction.vocabulary)
-        labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
-        return draw_segments(image, masks.numpy(), labels, scores), found
-
-    return view
-
-
-def similarity_view(predictor: Predictor, phrase: str) -> View:
-    """Draw a heat map; write its range, and where it is highest."""
-
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        cosines = predictor.similarity(phrase, image)
-        row, column = divmod(int(cosines.argmax()), cosines.shape[1])
-        found = {
-            "image_id": number,
-            "phrase": phrase,
-            "lowest": round(float(cosines.min()), 5),
-            "highest": round(float(cosines.max()), 5),
-            "at": [column, row],
-        }
-        return draw_similarity(image, cosines.numpy(), phrase), [found]
-
-    return view
 
 
 def make_view(args: argparse.Namespace) -> tuple[str, View]:

@@ -9,7 +9,6 @@ Example:
 
 import argparse
 import html
-import importlib
 import importlib.util
 import json
 import logging
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densedet import views
 from densedet.cli import ToolParser, run_tool
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.errors import (
@@ -54,7 +54,6 @@ BUTTONS: list[Any] = ["download", "fullscreen"]  # of a picture
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
-Results = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Answer:
     """What the page shows: a picture (H, W, 3), the results of the demo, and their table."""
 
     drawn: Picture
-    results: Results
+    results: views.Results
     header: list[str]
     rows: list[list[Any]]
 
@@ -84,10 +83,9 @@ def look(
             a panoptic model.
         ConfigError: the model has no map in the space of words.
     """
-    demo = importlib.import_module("demo")  # beside this file
     if task == SIMILARITY:
         check_length(words)
-        drawn, results = demo.similarity_view(predictor, words.strip())(image, 1)
+        drawn, results = views.similarity_view(predictor, words.strip())(image, 1)
         return tabulate(drawn, results, ["phrase", "lowest", "highest", "at"])
     if "panoptic" in predictor.tasks and not stuff.strip():
         raise VocabularyError("no stuff: this model needs some too, such as: grass; sky")
@@ -96,10 +94,10 @@ def look(
         check_scores(vocabulary, image)
     view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
-        drawn, results = demo.detections_view(view, shown, least)(image, 1)
+        drawn, results = views.detections_view(view, shown, least)(image, 1)
         results.sort(key=lambda result: -result["score"])
         return tabulate(drawn, results, ["label", "score", "bbox"])
-    drawn, results = demo.segments_view(view, shown, least, task == "panoptic")(image, 1)
+    drawn, results = views.segments_view(view, shown, least, task == "panoptic")(image, 1)
     results.sort(key=lambda result: -result["area"])
     return tabulate(drawn, results, ["label", "area"] + ["score"] * (task == "panoptic"))
 
@@ -109,7 +107,7 @@ def has_stuff(predictor: Predictor) -> bool:
     return "semantic" in predictor.tasks
 
 
-def tabulate(drawn: Picture, results: Results, header: list[str]) -> Answer:
+def tabulate(drawn: Picture, results: views.Results, header: list[str]) -> Answer:
     """An answer whose table has some entries of each result; lists become text."""
     rows = [[result.get(name, "") for name in header] for result in results]
     texts = [[str(cell) if isinstance(cell, list) else cell for cell in row] for row in rows]
@@ -174,8 +172,7 @@ def example(number: int) -> list[Any]:
 
 def least_score(task: str) -> float:
     """The least score that is set when a task is chosen."""
-    score: float = importlib.import_module("demo").DETECTION_SCORE
-    return score if task == "instance" else 0.0
+    return views.DETECTION_SCORE if task == "instance" else 0.0
 
 
 def make_page(predictor: Predictor, folder: Path) -> Any:
