@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densedet import views
 from densedet.cli import ToolParser, run_tool
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.errors import (
@@ -36,6 +35,7 @@ from densedet.errors import (
 )
 from densedet.files import write_text
 from densedet.predictor import Predictor
+from densedet.views import DETECTION_SCORE, Results, detections_view, segments_view, similarity_view
 from densedet.web import (
     MOST_BYTES,
     check_address,
@@ -61,7 +61,7 @@ class Answer:
     """What the page shows: a picture (H, W, 3), the results of the demo, and their table."""
 
     drawn: Picture
-    results: views.Results
+    results: Results
     header: list[str]
     rows: list[list[Any]]
 
@@ -85,7 +85,7 @@ def look(
     """
     if task == SIMILARITY:
         check_length(words)
-        drawn, results = views.similarity_view(predictor, words.strip())(image, 1)
+        drawn, results = similarity_view(predictor, words.strip())(image, 1)
         return tabulate(drawn, results, ["phrase", "lowest", "highest", "at"])
     if "panoptic" in predictor.tasks and not stuff.strip():
         raise VocabularyError("no stuff: this model needs some too, such as: grass; sky")
@@ -94,10 +94,10 @@ def look(
         check_scores(vocabulary, image)
     view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
-        drawn, results = views.detections_view(view, shown, least)(image, 1)
+        drawn, results = detections_view(view, shown, least)(image, 1)
         results.sort(key=lambda result: -result["score"])
         return tabulate(drawn, results, ["label", "score", "bbox"])
-    drawn, results = views.segments_view(view, shown, least, task == "panoptic")(image, 1)
+    drawn, results = segments_view(view, shown, least, task == "panoptic")(image, 1)
     results.sort(key=lambda result: -result["area"])
     return tabulate(drawn, results, ["label", "area"] + ["score"] * (task == "panoptic"))
 
@@ -107,7 +107,7 @@ def has_stuff(predictor: Predictor) -> bool:
     return "semantic" in predictor.tasks
 
 
-def tabulate(drawn: Picture, results: views.Results, header: list[str]) -> Answer:
+def tabulate(drawn: Picture, results: Results, header: list[str]) -> Answer:
     """An answer whose table has some entries of each result; lists become text."""
     rows = [[result.get(name, "") for name in header] for result in results]
     texts = [[str(cell) if isinstance(cell, list) else cell for cell in row] for row in rows]
@@ -172,7 +172,7 @@ def example(number: int) -> list[Any]:
 
 def least_score(task: str) -> float:
     """The least score that is set when a task is chosen."""
-    return views.DETECTION_SCORE if task == "instance" else 0.0
+    return DETECTION_SCORE if task == "instance" else 0.0
 
 
 def make_page(predictor: Predictor, folder: Path) -> Any:
