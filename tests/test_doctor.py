@@ -180,16 +180,13 @@ def test_pkg_resources_is_a_note(tmp_path, monkeypatch):
     assert "setuptools<82" in findings[0].remedy
 
 
-def test_tree_is_recognised_by_its_files(tmp_path, monkeypatch):
+def test_tree_is_recognised_by_its_files(load_script, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").write_bytes(b"")
     (tmp_path / "b.yaml").write_bytes(b"hello\n")
     (tmp_path / "c.so").write_bytes(b"compiled")
     digest = doctor.detectron2_tree_digest(tmp_path)
-    path = ROOT / "tools" / "install_detectron2.py"
-    spec = importlib.util.spec_from_file_location("install_detectron2", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/install_detectron2.py")
     assert digest == tool.tree_digest({"a/b.py": b"", "b.yaml": b"hello\n"})
     for version, tree in (("0.6", "another tree"), ("0.6+g864913f0", "changed since")):
         monkeypatch.setattr(doctor, "_detectron2_version", lambda version=version: version)

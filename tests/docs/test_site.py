@@ -1,6 +1,5 @@
 """The documentation builds as a site, with nothing missing and no dead link."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -28,11 +27,8 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hooks():
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def hooks(load_script):
+    return load_script("docs/hooks.py")
 
 
 def test_every_page_is_there(site):

@@ -1,10 +1,8 @@
 """tools/evaluate_vocabulary.py as a user runs it, with the quickstart models on two scenes."""
 
 import csv
-import importlib.util
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build
 from densedet.vocabulary import Category, Vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = "projects/fvit/configs/quickstart.py"
 PANOPTIC = "projects/panoptic_fpn/configs/quickstart.py"
 ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
@@ -43,15 +40,12 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def tool(world, capsys, tmp_path):
+def tool(load_script, world, capsys, tmp_path):
     """Run the tool in this process; return code, stdout and stderr."""
     for name in [n for n in set(DatasetCatalog) if n.startswith("shapes_world")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    path = ROOT / "tools/evaluate_vocabulary.py"
-    spec = importlib.util.spec_from_file_location("evaluate_vocabulary", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tools/evaluate_vocabulary.py")
 
     def run(*arguments, config=DETECTOR, trained="detector"):
         own = [f"train.output_dir='{world}/{trained}'", "train.device=cpu"]

@@ -1,10 +1,8 @@
 """tools/make_region_labels.py as a user runs it, on a Shapes World written here."""
 
-import importlib.util
 import json
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ import pytest
 from densedet.cli import exit_code
 from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
 from densedet.vocabulary import Vocabulary
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +19,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def tool(capsys, tmp_path, world):
+def tool(load_script, capsys, tmp_path, world):
     """Run the tool in this process on the scenes; return code, stdout and stderr."""
-    path = ROOT / "tools/make_region_labels.py"
-    spec = importlib.util.spec_from_file_location("make_region_labels", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tools/make_region_labels.py")
 
     def run(*arguments, **changes):
         options = {

@@ -1,6 +1,6 @@
 """The command line of tools/prepare_datasets.py."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +11,12 @@ from PIL import Image
 from densedet.cli import exit_code
 from densedet.data.benchmarks import BENCHMARKS
 
-TOOL = Path(__file__).parents[2] / "tools" / "prepare_datasets.py"
 STUFF = "coco/coco_stuff_10k"
 
 
 @pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_datasets", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tools/prepare_datasets.py")
 
 
 def test_summary_of_each_split(

@@ -1,6 +1,5 @@
 """tools/run_seeds.py as a user runs it, on the tiny network of tests/engine."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,11 +12,9 @@ PLAIN = str(ROOT / "tests/engine/configs/tiny_plain.py")
 
 
 @pytest.fixture
-def tool(capsys, tmp_path, monkeypatch):
+def tool(load_script, capsys, tmp_path, monkeypatch):
     """Run the tool in this process, the trainings in children; return code, stdout and stderr."""
-    spec = importlib.util.spec_from_file_location("run_seeds", ROOT / "tools/run_seeds.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tools/run_seeds.py")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     data = f"dataloader.register.0.root='{tmp_path}/data'"
 

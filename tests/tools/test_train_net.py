@@ -1,6 +1,5 @@
 """The command line of tools/lazyconfig_train_net.py: one clear line for every wrong use."""
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -15,12 +14,9 @@ PLAIN = str(ROOT / "tests/engine/configs/tiny_plain.py")
 
 
 @pytest.fixture
-def tool(capsys, tmp_path):
+def tool(load_script, capsys, tmp_path):
     """Run the tool in this process; return exit code and stderr."""
-    path = ROOT / "tools/lazyconfig_train_net.py"
-    spec = importlib.util.spec_from_file_location("lazyconfig_train_net", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tools/lazyconfig_train_net.py")
     threads = torch.get_num_threads()
     loggers = [logging.getLogger(name) for name in ("densedet", "detectron2", "fvcore")]
     before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]

@@ -1,21 +1,15 @@
-import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_class_lists.py"
-
 
 @pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_class_lists", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tools/make_class_lists.py")
 
 
 def test_regenerated_files_equal_the_committed_ones(tool: ModuleType, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """tools/web_demo.py in a real browser, with a panoptic model of untrained heads."""
 
-import importlib.util
 import io
 import json
 import os
@@ -68,13 +67,9 @@ def server(weights, tmp_path_factory):
 
 
 @pytest.fixture
-def web_demo(monkeypatch):
+def web_demo(load_script):
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("web_demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "web_demo", module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/web_demo.py")
 
 
 @pytest.fixture(scope="module")
