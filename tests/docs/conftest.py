@@ -10,20 +10,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # a small data set and two iterations, so that the commands take seconds
+TRAINING = ["train.max_iter=2", "lr_multiplier.warmup_iters=1"]
 SHORTENED = {
     "tools/prepare_shapes_world.py": ["--train", "16", "--val", "12"],
-    "tools/lazyconfig_train_net.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
-    "tools/run_seeds.py": ["train.max_iter=2", "lr_multiplier.warmup_iters=1"],
+    "tools/pretrain_clip.py": ["--iterations", "2", "--batch-size", "8", "--scenes", "2"],
+    "tools/lazyconfig_train_net.py": TRAINING,
+    "tools/run_seeds.py": [*TRAINING, "--seeds", "0", "1"],
+}
+PROGRAMS = {
+    "python": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run"],
 }
 
 
 def run(folder, command):
-    """Run ``python tools/...`` in a folder, shortened unless it only evaluates."""
-    program, tool, *arguments = shlex.split(command.replace("\\\n", " "), comments=True)
-    assert program == "python" and (ROOT / tool).is_file(), command
-    extra = [] if "--eval-only" in arguments else SHORTENED.get(tool, [])
+    """Run a command with a tool in a folder, shortened unless it only evaluates."""
+    name, *words = shlex.split(command.replace("\\\n", " "), comments=True)
+    tool = next(word for word in words if word.startswith("tools/"))
+    words = [str(ROOT / word) if word == tool else word for word in words]
+    extra = [] if "--eval-only" in words else SHORTENED.get(tool, [])
     done = subprocess.run(
-        [sys.executable, str(ROOT / tool), *arguments, *extra],
+        [*PROGRAMS[name], *words, *extra],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -35,7 +42,7 @@ def run(folder, command):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """A small Shapes World and the models of `make demo`, two iterations each; and ``run``."""
+    """A small Shapes World and the models of `make demo`, two iterations each."""
     folder = tmp_path_factory.mktemp("docs")
     run(folder, "python tools/prepare_shapes_world.py")
     for config in (
@@ -49,5 +56,5 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_command():
-    """Runs a command of a page in a folder."""
+    """Runs a command of a page in a folder; returns what it prints."""
     return run

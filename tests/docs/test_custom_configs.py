@@ -29,11 +29,7 @@ def root(tmp_path):
     }
     for part in ("train", "val"):
         (tmp_path / f"{part}.json").write_text(json.dumps(data))
-    yield tmp_path
-    for name in ("custom_train", "custom_val"):
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    return tmp_path
 
 
 def load(config, root, *overrides):

@@ -76,8 +76,6 @@ def test_your_own_data(inside, run_command):
         ]
 
     assert labels(custom, seen) == labels(own, words.labels)
-    for name in ("custom_train", "custom_val"):
-        DatasetCatalog.remove(name)
 
 
 def test_your_own_words(inside, run_command):
