@@ -49,7 +49,7 @@ OPTIONAL = {
     "faster-coco-eval": (
         "faster_coco_eval",
         "1.8",
-        "LVIS evaluation needs it; COCO's is two to four times as fast with it",
+        "LVIS evaluation needs it; COCO's is several times as fast with it",
         "pip install faster-coco-eval",
     ),
     "lvis": ("lvis", "0.5.3", "Detectron2's LVISEvaluator", "pip install --no-deps lvis"),
@@ -59,6 +59,16 @@ OPTIONAL = {
         "Detectron2's COCOPanopticEvaluator",
         "pip install --no-deps panopticapi-lite",
     ),
+    "huggingface_hub": (
+        "huggingface_hub",
+        "0.27",
+        "models from the Hub",
+        "pip install huggingface_hub",
+    ),
+    "onnx": ("onnx", "1.17", "ONNX files", "pip install onnx"),
+    "onnxscript": ("onnxscript", "0.5", "ONNX files", "pip install onnxscript"),
+    "onnxruntime": ("onnxruntime", "1.20", "to run ONNX files", "pip install onnxruntime"),
+    "gradio": ("gradio", "6.0", "the web page", "pip install gradio"),
 }
 # A distribution that brings the same module may stand in for another.
 ALTERNATIVES = {

@@ -38,6 +38,14 @@ def test_floors_are_those_of_setup():
     assert sorted(floors) == sorted(_keyword_of_setup("install_requires"))
 
 
+def test_floors_of_what_is_optional_are_those_of_the_extras():
+    extras = _keyword_of_setup("extras_require")
+    stated = [r for extra in ("eval", "export", "hub", "web") for r in extras[extra]]
+    floors = {name: oldest for name, (_, oldest, *_) in doctor.OPTIONAL.items()}
+    found = {f"{name}>={oldest}" for name, oldest in floors.items()}
+    assert {requirement.partition(",")[0] for requirement in stated} <= found
+
+
 def test_detectron2_is_never_a_requirement():
     assert not [r for r in _keyword_of_setup("install_requires") if "detectron2" in r]
     extras = _keyword_of_setup("extras_require")

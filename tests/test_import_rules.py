@@ -50,7 +50,7 @@ OUTSIDE = {"tools", "projects", "configs", "tests"}
 KNOWN_THIRD_PARTIES = (
     {module.partition(".")[0] for module, *_ in doctor.REQUIRED.values()}
     | {module for module, *_ in doctor.OPTIONAL.values()}
-    | {"detectron2", "gradio", "huggingface_hub"}
+    | {"detectron2"}
 )
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from densedet import compat
+from densedet import cli, compat  # cli first: it hushes what the others would warn of
 from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
 from densedet.benchmark.distill import distill_rows, run_distill
 from densedet.benchmark.evaluate_detection import (
@@ -38,7 +38,6 @@ from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
 from densedet.benchmark.text import TextJob, run_text, text_rows
 from densedet.benchmark.timing import SIDES, format_table
 from densedet.benchmark.training import DistillJob
-from densedet.cli import ToolParser, run_tool
 from densedet.engine.options import PRECISIONS
 from densedet.files import atomic_path
 
@@ -156,7 +155,7 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="benchmark")
     first = _command(commands, pool, repeats=30, compiled="the pooling")
     first.add_argument("--batch", type=int, default=2, help="maps")
@@ -252,4 +251,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    cli.run_tool(main)
