@@ -96,7 +96,7 @@ def write_shapes_world(
         elif not force:
             raise DatasetError(
                 f"{target} holds another data set than the one asked for; choose another root "
-                "or replace it with --force"
+                "or replace it with tools/prepare_shapes_world.py --force"
             )
     with writing(target):
         _write_all(target, recipe)

@@ -239,7 +239,8 @@ def _allowed(name: Any, place: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{place}: {name!r} ({defined}) is not a part of models that a saved model may name; "
             "allowed are classes of densedet.modeling, detectron2.modeling, detectron2.layers, "
-            "detectron2.data.transforms and torch.nn"
+            "detectron2.data.transforms and torch.nn, and densedet's functions for CLIP towers, "
+            "vocabularies and resizing"
         )
     return target
 
