@@ -36,10 +36,12 @@ def apply() -> tuple[str, ...]:
 def hush_deprecations() -> None:
     """Let Detectron2 use what torch calls deprecated, without a warning to users.
 
-    Those are ``torch.jit.script`` and ``torch.meshgrid`` without its new argument.
+    Those are ``torch.jit.script``, ``torch.meshgrid`` without its new argument, and the argument
+    ``broadcast_buffers`` of ``DistributedDataParallel``.
     """
     warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
     warnings.filterwarnings("ignore", r"torch\.meshgrid: ", UserWarning)
+    warnings.filterwarnings("ignore", r"`broadcast_buffers` is deprecated", FutureWarning)
 
 
 def lend_pkg_resources() -> bool:

@@ -5,12 +5,14 @@ import json
 import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from densedet import compat, doctor
@@ -227,3 +229,30 @@ def test_model_zoo_without_pkg_resources(mended):
         return
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_file()
+
+
+def test_what_detectron2_uses_of_torch_is_not_warned_of(tmp_path):
+    """Each of the three is said to be deprecated by the torch that is known good."""
+    uses = {
+        "jit": lambda: torch.jit.script(torch.nn.ReLU()),
+        "meshgrid": lambda: torch.meshgrid(torch.ones(1), torch.ones(1)),
+        "DDP": lambda: torch.nn.parallel.DistributedDataParallel(
+            torch.nn.Linear(1, 1), broadcast_buffers=False
+        ),
+    }
+    warned = {}
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for hushed in (False, True):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if hushed:
+                    compat.hush_deprecations()
+                for name, use in uses.items():
+                    del caught[:]
+                    use()
+                    warned[name, hushed] = [str(warning.message) for warning in caught]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(warned[name, False] and not warned[name, True] for name in uses), warned
