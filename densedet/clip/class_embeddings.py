@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from densedet.clip.factory import create_text_encoder, weights_identity
+from densedet.clip.precision import full_precision
 from densedet.clip.text import TEXT_TOWER_VERSION, TextEncoder
 from densedet.errors import CheckpointError, VocabularyError
 from densedet.files import atomic_path
@@ -86,7 +87,7 @@ class VocabularyEmbedder:
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
 
     def __call__(self, vocabulary: Vocabulary) -> ClassEmbeddings:
-        """Embed a vocabulary; no gradient, usable in training and in inference mode.
+        """Embed a vocabulary in fp32; no gradient, usable in training and in inference mode.
 
         Raises:
             CheckpointError: the weights cannot be had, or a cache file is of another model.
@@ -96,7 +97,8 @@ class VocabularyEmbedder:
             path = self.cache_path(vocabulary)
             if path is not None and path.is_file():
                 return read_class_embeddings(path, self._content(vocabulary))
-            embeddings = self._embed(vocabulary)
+            with full_precision(next(self.encoder.parameters()).device):
+                embeddings = self._embed(vocabulary)
             if path is not None:
                 self._store(path, embeddings, vocabulary)
             return embeddings
@@ -113,7 +115,7 @@ class VocabularyEmbedder:
     def encoder(self) -> TextEncoder:
         """The text tower, built at first use without touching torch's global random state."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.random.default_generator.manual_seed(0)  # torch.manual_seed seeds CUDA's too
             return create_text_encoder(self.model, self.pretrained).requires_grad_(False)
 
     @cached_property

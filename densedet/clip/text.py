@@ -14,7 +14,7 @@ from densedet.clip.prefix import causal_mask, check_blocks, continue_prompts, ke
 from densedet.errors import ConfigError
 from densedet.vocabulary import render_prompts
 
-TEXT_TOWER_VERSION = 1
+TEXT_TOWER_VERSION = 2
 """Raised when the numerics of this file change, so that cached embeddings are made anew."""
 
 _BATCH = 256

@@ -1,14 +1,6 @@
 """What the comparisons of image and text share: precision, and synonyms."""
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 from torch import Tensor
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off; the meta device, on which models are only measured, has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def max_over_groups(scores: Tensor, groups: Tensor, count: int) -> Tensor:

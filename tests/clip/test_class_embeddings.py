@@ -137,6 +137,27 @@ def test_random_weights_are_reproducible_and_not_cached(
     assert torch.equal(torch.rand(1), drawn)  # the global random state was left alone
 
 
+def test_the_generators_of_cuda_are_left_alone(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(1)
+    assert seeds == [1]  # what torch.manual_seed does to them
+    VocabularyEmbedder(MODEL, None, "single")(vocabulary)
+    assert seeds == [1]
+
+
+def test_autocast_changes_nothing_and_nothing_that_is_cached(
+    embedder: VocabularyEmbedder, vocabulary: Vocabulary
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = embedder(vocabulary)
+    names = ["cat", "kitten", "remote control", "dog"]
+    assert torch.equal(found.vectors, embedder.encoder.embed_names(names, "single"))
+    assert equal(again(embedder)(vocabulary), found)
+
+
 def test_made_in_inference_mode_can_be_trained_with(
     embedder: VocabularyEmbedder, vocabulary: Vocabulary
 ) -> None:

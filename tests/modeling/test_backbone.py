@@ -195,6 +195,24 @@ def test_other_weights_clear_the_cache(cached, make_backbone):
     torch.testing.assert_close(after, fresh(image)["vlm"])
 
 
+def test_other_weights_of_the_tower_alone_clear_the_cache(cached):
+    before = cached(images(1))["vlm"]
+    tower = cached.visual.tower
+    tower.load_state_dict({n: 1.1 * t for n, t in tower.state_dict().items()})
+    after = cached(images(1))["vlm"]
+    assert not torch.allclose(after, before)
+    cached.eval()._cache.clear()
+    assert torch.equal(cached(images(1))["vlm"], after)
+
+
+def test_each_precision_has_features_of_its_own(cached):
+    before = cached(images(1))["block1"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cached(images(1))["block1"].dtype == torch.bfloat16
+    after = cached(images(1))["block1"]
+    assert after.dtype == torch.float32 and torch.equal(after, before)
+
+
 def test_a_conversion_of_the_weights_clears_the_cache(cached):
     before = cached(images(1))["vlm"]
     after = cached.bfloat16().float()(images(1))["vlm"]  # rounds the weights

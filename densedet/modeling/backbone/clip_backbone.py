@@ -11,6 +11,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
 from densedet.clip import ClipVisual
+from densedet.modeling.weight_state import weight_state
 
 DENSE_FEATURE = "vlm"
 
@@ -31,7 +32,7 @@ class ClipBackbone(Backbone):
             multiple of the stride.
         cache_size: keep the features of this many images in evaluation (frozen towers only), so
             that another vocabulary or threshold on the same images costs no second pass. Images
-            are recognised by their content.
+            are recognised by their content; other weights or another precision clear the cache.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ClipBackbone(Backbone):
         self.square_size = square_size
         self.cache_size = cache_size
         self._cache: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
+        self._cached_of: tuple[Any, ...] = ()
         self._out_features = list(out_features)
         self._out_feature_channels = {n: visual.tap_channels[n] for n in out_features}
         self._out_feature_strides = {n: visual.tap_strides[n] for n in out_features}
@@ -73,10 +75,6 @@ class ClipBackbone(Backbone):
         if mode:
             self._cache.clear()
         return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._cache.clear()  # features of other weights
-        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ClipBackbone":
         self._cache.clear()  # features on another device or of another dtype
@@ -115,6 +113,10 @@ class ClipBackbone(Backbone):
         return features
 
     def _cached_features(self, images: Tensor) -> dict[str, Tensor]:
+        state = (_autocast_dtype(images.device), weight_state(self.visual))
+        if state != self._cached_of:
+            self._cache.clear()
+            self._cached_of = state
         keys = [_content_key(image) for image in images]
         missing = [i for i, key in enumerate(keys) if key not in self._cache]
         if missing:
@@ -127,6 +129,11 @@ class ClipBackbone(Backbone):
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
 
 
 def _content_key(image: Tensor) -> bytes:

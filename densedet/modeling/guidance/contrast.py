@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densedet.clip.precision import full_precision
 from densedet.errors import ConfigError
 from densedet.modeling.checks import check_choice
-from densedet.modeling.scores import full_precision
 
 ContrastMode = Literal["t2p", "t2p+p2p", "p2p", "weighted_p2t"]
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from densedet.clip import TextEncoder
+from densedet.clip.precision import full_precision
 from densedet.clip.prefix import check_blocks
 from densedet.clip.text import tokenize_whole
 from densedet.errors import ConfigError, VocabularyError
-from densedet.modeling.scores import full_precision
+from densedet.modeling.weight_state import weight_state
 from densedet.vocabulary import Vocabulary, render_prompts
 
 
@@ -153,21 +154,11 @@ class PromptedTextEncoder(nn.Module):
             return self._encode(contexts)
         if self.training:
             return self._encode(self.contexts)
-        state = self._state_of_weights()
+        # `train` drops the embeddings in any case, and so do moves of this module and its parents
+        state = weight_state(self)
         if self._cached is None or self._cached[0] != state:
             self._cached = (state, self._encode_once())
         return self._cached[1]
-
-    def _state_of_weights(self) -> tuple[Any, ...]:
-        """Changes with every assignment and change in place of a weight, loading included.
-
-        A write through ``.data`` leaves no trace, nor do moves that end where they began. `train`
-        drops the embeddings in any case, and so do moves of this module and of its parents.
-        """
-        return tuple(
-            (id(p), p.device, p.dtype, 0 if p.is_inference() else p._version)
-            for p in self.parameters()
-        )
 
     def _encode_once(self) -> Tensor:
         # Usable in training and in any precision later: no tensor of inference mode or autocast.

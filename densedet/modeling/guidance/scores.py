@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densedet.clip.precision import full_precision
 from densedet.errors import ConfigError
-from densedet.modeling.scores import full_precision, max_over_groups
+from densedet.modeling.scores import max_over_groups
 
 
 def score_map(dense: Tensor, text: Tensor, groups: Tensor, num_classes: int) -> Tensor:

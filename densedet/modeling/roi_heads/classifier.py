@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings
+from densedet.clip.precision import full_precision
 from densedet.errors import VocabularyError
-from densedet.modeling.scores import full_precision, max_over_groups
+from densedet.modeling.scores import max_over_groups
 
 
 class CosineClassifier(nn.Module):
