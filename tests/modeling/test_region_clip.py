@@ -118,6 +118,14 @@ def test_a_batch_without_boxes_has_loss_zero_and_gradients_zero(make_model, samp
     assert gradients and all(g is not None and not g.any() for g in gradients)
 
 
+def test_buffers_have_their_sizes_without_a_label_too(make_model, samples):
+    """Processes share them before every step; one of them may have no label yet."""
+    model = make_model()
+    model([samples[1]])
+    assert model.vectors.shape == (len(VOCABULARY.synonyms), 24)
+    assert model.groups.tolist() == list(VOCABULARY.groups)
+
+
 def test_boxes_without_a_label_do_not_count(make_model, samples):
     model = make_model()
     torch.manual_seed(5)

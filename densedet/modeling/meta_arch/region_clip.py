@@ -105,6 +105,7 @@ class RegionCLIP(CLIPSelf):
         if not self.training:
             return super().forward(batched_inputs)
         boxes, labels = self._labelled_boxes(batched_inputs)
+        self._embed_classes()  # in every process, with or without a label: buffers are shared
         dense = self.student.dense_map(self._student_images(batched_inputs))
         if not len(labels):
             return {"loss_region_clip": 0.0 * dense.sum()}
@@ -143,11 +144,13 @@ class RegionCLIP(CLIPSelf):
     def _num_classes(self) -> int:
         return len(self.label_vocabulary)
 
+    def _embed_classes(self) -> None:
+        if not len(self.vectors):
+            embeddings = self.embedder(self.label_vocabulary).to(self.vectors.device)
+            self.vectors, self.groups = embeddings.vectors, embeddings.groups
+
     def _cosines(self, regions: Tensor, classes: Tensor) -> Tensor:
         """[K, D], [C] -> [K, C]; of a class with several synonyms the closest."""
-        if not len(self.vectors):
-            embeddings = self.embedder(self.label_vocabulary).to(regions.device)
-            self.vectors, self.groups = embeddings.vectors, embeddings.groups
         column = torch.full((self._num_classes,), -1, device=regions.device)
         column[classes.to(regions.device)] = torch.arange(len(classes), device=regions.device)
         columns = column[self.groups]
