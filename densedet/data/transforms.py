@@ -1,5 +1,7 @@
 """Detectron2 augmentations: the resizing of detectors, resizing and colours of segmentation."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
@@ -27,7 +29,7 @@ def large_scale_jitter(
     """
     _check_size(size)
     return [
-        T.ResizeScale(min_scale, max_scale, size, size),
+        _ResizeScale(min_scale, max_scale, size, size),
         T.FixedSizeCrop((size, size), pad=False),
         T.RandomFlip(prob=flip, horizontal=True),
     ]
@@ -39,7 +41,24 @@ def resize_longest_side(size: int) -> list[T.Augmentation]:
     Small images are enlarged. The other side is rounded to the nearest pixel.
     """
     _check_size(size)
-    return [T.ResizeShortestEdge(size, max_size=size, sample_style="choice")]
+    return [_ResizeShortestEdge(size, max_size=size, sample_style="choice")]
+
+
+class _OnePixelAtLeast(T.Augmentation):
+    """Lets a very narrow image keep a pixel, where Detectron2's resizing would round to none."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform: Any = super().get_transform(image)
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
+
+
+class _ResizeScale(_OnePixelAtLeast, T.ResizeScale):
+    pass
+
+
+class _ResizeShortestEdge(_OnePixelAtLeast, T.ResizeShortestEdge):
+    pass
 
 
 class ResizeToFit(T.Augmentation):

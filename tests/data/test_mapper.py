@@ -175,6 +175,18 @@ def test_resize_longest_side(height: int, width: int, expected: tuple[int, int])
     assert aug_input.image.shape[:2] == expected
 
 
+@pytest.mark.parametrize("shape", [(1, 400), (1000, 3)])
+def test_narrow_images_keep_a_pixel(shape: tuple[int, int]) -> None:
+    np.random.seed(0)
+    for resizing in (resize_longest_side(64), large_scale_jitter(64)):
+        for _ in range(20):
+            aug_input = T.AugInput(np.full((*shape, 3), 7, dtype=np.uint8))
+            T.AugmentationList(resizing)(aug_input)
+            height, width = aug_input.image.shape[:2]
+            assert min(height, width) == 1 < max(height, width) <= 64
+            assert (aug_input.image == 7).all()
+
+
 def test_exif_turned_image_is_compared_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
