@@ -15,7 +15,7 @@ def prompt_key(name: str) -> str:
     CLIP's tokenizer lower-cases and collapses white space, and the templates turn underscores into
     spaces, so "Remote_control" and "remote  control" have the same embedding.
     """
-    return " ".join(name.replace("_", " ").split()).casefold()
+    return " ".join(name.replace("_", " ").split()).lower()
 
 
 @dataclass(frozen=True)

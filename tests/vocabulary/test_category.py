@@ -50,6 +50,16 @@ def test_refuses(arguments: dict, message: str) -> None:
         Category(**arguments)
 
 
+def test_names_that_the_tokenizer_tells_apart_are_two_names() -> None:
+    pytest.importorskip("open_clip")
+    from densedet.clip.text import tokenize_whole
+
+    names = ("Ma\u00dfe", "Masse", "stra\u00dfe", "strasse", "\u03c3", "\u03c2")
+    tokens = tokenize_whole(list(names)).tolist()
+    assert all(tokens.count(row) == 1 for row in tokens)
+    assert Category("a", names).synonyms == names
+
+
 def test_errors_are_densedet_errors() -> None:
     with pytest.raises(DensedetError):
         Category("")
