@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
@@ -112,10 +113,10 @@ class ResNetVisual(ClipVisual):
         self._require_embedding()
         maps = self(images, taps=["layer4"], dense=False, pooled=False).taps["layer4"]
         side = math.isqrt(self.tower.attnpool.positional_embedding.shape[0] - 1)
-        corners = [b.to(maps) for b in boxes]
-        regions = roi_align(maps, corners, side, 1.0 / self.stride, -1, aligned=True)
+        corners = [b.to(maps.device, torch.float32) for b in boxes]  # bf16 would move them
+        regions = roi_align(maps.float(), corners, side, 1.0 / self.stride, -1, aligned=True)
         features = VisualFeatures()
-        self._pool(regions, features, dense=False, pooled=True)
+        self._pool(regions.to(maps), features, dense=False, pooled=True)
         assert features.pooled is not None
         return features.pooled
 

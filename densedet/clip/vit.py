@@ -115,7 +115,8 @@ class VitVisual(TokenVisual):
         blocked[:, :, :queries] = -torch.inf
         blocked[:, :queries, queries + 1 :].masked_fill_(~inside, -torch.inf)
         heads = self.tower.transformer.resblocks[0].attn.num_heads
-        blocked = blocked.repeat_interleave(heads, dim=0)
+        # heads of one image can share a mask; those of several have one each
+        blocked = blocked[0] if len(masks) == 1 else blocked.repeat_interleave(heads, dim=0)
         tokens = torch.cat([tokens[:, :1].expand(-1, queries, -1), tokens], dim=1)
         for block in self.tower.transformer.resblocks:
             tokens = block(tokens, attn_mask=blocked)

@@ -76,7 +76,7 @@ class MaskEnsemble(ScoreEnsemble):
             (K, H, W) log-probabilities, up to a constant of each pixel.
         """
         winners, region = logits.argmax(dim=0).unique(return_inverse=True)
-        masks = F.one_hot(region, len(winners)).movedim(-1, 0).float()
+        masks = (region == torch.arange(len(winners), device=region.device)[:, None, None]).float()
         grid = (dense.shape[1], dense.shape[2])
         cells = F.adaptive_avg_pool2d(_pad_to_cells(masks, grid, stride), grid)
         log_q, exponents = self._dense_part(pool_masks(dense[None], [cells]), classifier)

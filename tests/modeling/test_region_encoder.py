@@ -1,6 +1,9 @@
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import roi_align
 
 from densedet.clip import create_visual
 from densedet.errors import ConfigError
@@ -86,6 +89,19 @@ def test_a_resnet_pools_boxes_by_its_attention(make_visual, samples):
         torch.testing.assert_close(result["boxes_attention"], expected, rtol=1e-4, atol=1e-5)
         expected = pool_boxes(visual(images, pooled=False).dense, [boxes], visual.stride)
         torch.testing.assert_close(result["boxes"], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_autocast_does_not_move_the_boxes_of_a_resnet(make_visual):
+    """901 is 900 in bf16."""
+    visual = make_visual("resnet")
+    images = torch.rand(1, 3, 64, 1024, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[901.0, 5, 969, 60], [519, 5, 581, 60]])
+    pool = mock.patch("densedet.clip.resnet.roi_align", wraps=roi_align)
+    with pool as called, torch.autocast("cpu", torch.bfloat16):
+        embedded = visual.attend_boxes(images, [boxes])
+    (_, (corners,), *_), _ = called.call_args
+    assert torch.equal(corners, boxes) and embedded.shape == (2, visual.embed_dim)
 
 
 @torch.no_grad()
