@@ -189,7 +189,10 @@ def _expand_token_rows(state: StateDict, metadata: Mapping[str, str], path: Path
             f"{path}: {TOKEN_ROWS} without {TOKEN_IDS} or 'vocab_size'; export it again"
         )
     rows, ids = state.pop(TOKEN_ROWS), state.pop(TOKEN_IDS).long()
-    table = rows.new_zeros(int(metadata["vocab_size"]), rows.shape[1])
+    size = int(metadata["vocab_size"])
+    if ids.shape != rows.shape[:1] or ids.lt(0).any() or ids.ge(size).any():
+        raise CheckpointError(f"{path}: {TOKEN_IDS} does not fit to {TOKEN_ROWS}; export it again")
+    table = rows.new_zeros(size, rows.shape[1])
     table[ids] = rows
     return {**state, TOKEN_TABLE: table}
 
@@ -215,7 +218,7 @@ def _tensors(path: Path, content: Any) -> StateDict:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, Mapping) or not content or not all(map(_is_name, content)):
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not named weights; "
             "save torch.save(model.state_dict(), path)"
@@ -233,6 +236,10 @@ def _tensors(path: Path, content: Any) -> StateDict:
             "save torch.save(model.state_dict(), path)"
         )
     return state
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str)
 
 
 def _widened(tensor: Tensor) -> Tensor:

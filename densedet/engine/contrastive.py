@@ -129,7 +129,7 @@ class ContrastivePretrainer:
     """Trains an open_clip model; ``step`` runs one iteration, ``used_tokens`` collects word ids.
 
     Args:
-        model: open_clip ``CLIP`` in training mode; changed in place.
+        model: open_clip ``CLIP`` in training mode, on the CPU; changed in place.
         tokenizer: captions -> (B, L) int64.
         recipe: the settings.
     """

@@ -41,7 +41,8 @@ def get_parameters(
         lr_factor_func: From a parameter's name to a factor of ``base_lr``.
         lr_factors: The same by regular expression; 1 for a name in which none is found.
         weight_decays: Decay by regular expression; it goes before the other three.
-        overrides: From a parameter's last name to its options.
+        overrides: From a parameter's last name to its options, which go before the decays above but
+            for ``weight_decays``.
 
     Raises:
         ConfigError: every parameter is frozen; a pattern is no regular expression, or is found in
@@ -66,8 +67,10 @@ def get_parameters(
     split = []
     for group in groups:
         for parameter in group["params"]:
+            name = names[parameter]
+            own = (overrides or {}).get(name.rpartition(".")[2], {})
             default = weight_decay_1d if parameter.ndim < 2 else None
-            decay = decays.find(names[parameter], default)
+            decay = decays.find(name, own.get("weight_decay", default))
             options = {} if decay is None else {"weight_decay": decay}
             split.append({**group, **options, "params": [parameter]})
     return reduce_param_groups(split)

@@ -32,9 +32,11 @@ def zero_shot_accuracy(
     visual: ClipVisual, crops: Tensor, labels: list[str], names: list[str], embeddings: Tensor
 ) -> float:
     """Top-1 accuracy in percent of crops against the class embeddings (C, D) of ``names``."""
-    mean = torch.tensor(visual.pixel_mean).view(1, 3, 1, 1)
-    std = torch.tensor(visual.pixel_std).view(1, 3, 1, 1)
-    embedded = torch.cat([visual.embed_images((part - mean) / std) for part in crops.split(256)])
-    predicted = (F.normalize(embedded, dim=-1) @ embeddings.T).argmax(1)
+    device = next(visual.parameters()).device
+    mean = torch.tensor(visual.pixel_mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(visual.pixel_std, device=device).view(1, 3, 1, 1)
+    parts = [visual.embed_images((part.to(device) - mean) / std) for part in crops.split(256)]
+    unit = F.normalize(torch.cat(parts), dim=-1)
+    predicted = (unit @ embeddings.to(unit).T).argmax(1).cpu()
     truth = torch.tensor([names.index(label) for label in labels])
     return 100.0 * (predicted == truth).float().mean().item()

@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import from_eva_clip_keys, read_state_dict, to_eva_clip_keys
+from densedet.clip.checkpoints import (
+    TOKEN_IDS,
+    TOKEN_ROWS,
+    from_eva_clip_keys,
+    read_state_dict,
+    to_eva_clip_keys,
+)
 from densedet.clip.factory import create_clip, create_text_encoder, create_visual, load_checkpoint
 from densedet.errors import CheckpointError
 from densedet.weights import file_digest, load_strictly, weights_digest
@@ -159,12 +165,26 @@ def test_text_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content, reason",
-    [([1, 2], "holds list"), ({}, "holds dict"), ({"a": 3, "b": "x"}, "no tensors: a, b")],
+    [
+        ([1, 2], "holds list"),
+        ({}, "holds dict"),
+        ({3: torch.ones(1)}, "holds dict"),
+        ({"a": 3, "b": "x"}, "no tensors: a, b"),
+    ],
 )
 def test_file_without_weights(tmp_path: Path, content: Any, reason: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=reason):
         read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("ids", [[0, 9], [0, -1], [0]], ids=str)
+def test_token_rows_that_do_not_fit(tmp_path: Path, ids: list[int]) -> None:
+    path = tmp_path / "x.safetensors"
+    state = {TOKEN_ROWS: torch.ones(2, 4), TOKEN_IDS: torch.tensor(ids, dtype=torch.int32)}
+    save_file(state, path, metadata={"vocab_size": "9"})
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: .* does not fit"):
+        read_state_dict(path)
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:

@@ -232,6 +232,13 @@ def test_decay_of_norms_biases_and_vectors():
     }
 
 
+def test_overrides_go_before_the_decay_of_vectors():
+    options = {"overrides": {"scale": {"weight_decay": 0.3}}, "weight_decay_1d": 0.0}
+    assert _decays(**options)["scale"] == 0.3
+    assert _decays(**options)["norm.bias"] == 0.0
+    assert _decays(**options, weight_decays={"scale": 0.4})["scale"] == 0.4
+
+
 class Segmentor(nn.Module):
     """Names as those of DenseCLIP's models have them."""
 
