@@ -2,7 +2,7 @@
 
 import torch
 
-from densedet.modeling.scores import full_precision, max_over_groups
+from densedet.modeling.scores import max_over_groups
 
 
 def test_maximum_of_groups_by_hand() -> None:
@@ -19,13 +19,3 @@ def test_the_gradient_goes_to_the_best() -> None:
     scores = torch.tensor([[-1.0, -3.0, -2.0]], requires_grad=True)
     max_over_groups(scores, torch.tensor([0, 1, 1]), 2).sum().backward()
     assert scores.grad is not None and scores.grad.tolist() == [[1, 0, 1]]
-
-
-def test_full_precision_under_autocast() -> None:
-    a = torch.ones(2, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (a @ a).dtype == torch.bfloat16
-        with full_precision(a.device):
-            assert (a @ a).dtype == torch.float32
-    with full_precision(torch.device("meta")):
-        assert (a @ a).dtype == torch.float32
