@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from densedet.clip import ClassEmbeddings
+from densedet.clip.precision import full_precision
 from densedet.errors import ConfigError, DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -51,7 +52,7 @@ def mean_class_accuracy(hits: Tensor, labels: Tensor, num_classes: int) -> tuple
 def class_scores(features: Tensor, embeddings: ClassEmbeddings, num_classes: int) -> Tensor:
     """Cosine of regions ``[N, D]`` with the best of each class's synonyms: ``[N, C]`` fp32."""
     unit = F.normalize(features.float(), dim=-1)
-    with torch.autocast(unit.device.type, enabled=False):
+    with full_precision(unit.device):
         cosine = unit @ F.normalize(embeddings.vectors.to(unit.device), dim=-1).T
     scores = cosine.new_full((len(unit), num_classes), -torch.inf)
     groups = embeddings.groups.to(cosine.device).expand_as(cosine)

@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from densedet.clip import ClassEmbeddings, ClipVisual
+from densedet.clip.precision import full_precision
 from densedet.errors import ConfigError, DatasetError
 from densedet.modeling.meta_arch.clipself import CLIPSelf
 from densedet.regions import pool_boxes
@@ -110,7 +111,7 @@ class RegionCLIP(CLIPSelf):
         if not len(labels):
             return {"loss_region_clip": 0.0 * dense.sum()}
         classes = draw_classes(labels, self._num_classes, self.negatives)
-        with torch.autocast(dense.device.type, enabled=False):
+        with full_precision(dense.device):
             regions = pool_boxes(dense.float(), boxes, self.student.stride)
             logits = self.logit_scale * self._cosines(F.normalize(regions, dim=1), classes)
             targets = (labels[:, None] == classes).to(logits)
