@@ -7,10 +7,10 @@ Parts:
   detector   a picture of fixed size to scored boxes and masks, before the final suppression
              (densedet.export.select_detections does it)
 
-Formats: torch, a torch.export program (.pt2); onnx (.onnx; extra "export"). Without
---size the parts dense and semantic take pictures of any multiple of the model's stride. What the
-file takes and gives, labels and digests stand in it as JSON: "metadata.json" of a program, the
-property "densedet" of an ONNX model.
+Formats: torch, a torch.export program (.pt2; that of a detector needs torchvision); onnx (.onnx;
+extra "export"). Without --size the parts dense and semantic take pictures of any multiple of the
+model's stride. What the file takes and gives, labels and digests stand in it as JSON:
+"metadata.json" of a program, the property "densedet" of an ONNX model.
 
 Examples:
     python tools/export_model.py \\

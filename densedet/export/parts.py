@@ -189,7 +189,11 @@ def _dense(model: nn.Module) -> ExportPart:
     path: DensePath = model.path if isinstance(model, ZeroShotSegmentor) else "value"
     words = model.vocabulary
     mean, std = model.get_buffer("pixel_mean"), model.get_buffer("pixel_std")
-    return DensePart(visual, model.embedder(words), words, mean, std, path)
+    part = DensePart(visual, model.embedder(words), words, mean, std, path)
+    if isinstance(model, OpenVocabularyRCNN | OpenVocabularyPanopticFPN):  # pad pictures to these
+        part.multiple = model.backbone.size_divisibility
+        part.size = padded_square(model.backbone)
+    return part
 
 
 def _semantic(model: nn.Module) -> ExportPart:

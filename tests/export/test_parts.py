@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.data import transforms as T
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 
 from densedet.errors import ConfigError
@@ -12,6 +14,8 @@ from densedet.export import make_part
 from densedet.modeling.backbone import ClipBackbone
 from densedet.modeling.guidance import PromptedTextEncoder
 from densedet.modeling.meta_arch import Segmentor
+from densedet.predictor.encoder import ImageEncoder
+from densedet.predictor.images import prepare
 
 MASK_ENSEMBLE = (
     "model.backbone.bottom_up.bottom_up.dense=True",
@@ -49,11 +53,27 @@ def test_dense_map_and_cosines(make_dense, make_visual, pictures, kind):
 
 def test_dense_part_of_a_detector(make_detector, make_dense, pictures):
     """The same tower and words as `make_dense`, reached through a config."""
-    model = make_detector()
-    images = pictures(1, 40, 48)
-    found, expected = make_part(model, "dense")(images), make_dense("vit")(images)
-    for own, other in zip(found, expected, strict=True):
+    part, images = make_part(make_detector(), "dense"), pictures(1, 48, 80)
+    for own, other in zip(part(images), make_dense("vit")(images), strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("detector", 0), ("panoptic", 0), ("detector", 64)])
+def test_dense_part_is_the_dense_map_of_the_model(make_model, pictures, kind, side):
+    """As the model pads pictures; others than those of the part's sizes are not taken."""
+    model = make_model(kind)
+    set_square(model.backbone, side)
+    part = make_part(model, "dense")
+    images = pictures(1, side, side) if side else pictures(1, 48, 112)
+    pixels = images[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    expected, _ = ImageEncoder(model, torch.float32).dense_map(
+        prepare(pixels, T.AugmentationList([]))
+    )
+    dense, _ = part(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())
+    torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
+    assert (part.multiple, part.size) == (16, (64, 64) if side else None)
+    with pytest.raises(ConfigError, match="is built for 64x64" if side else "multiples of 16"):
+        part.check_size((40, 112))
 
 
 def test_zero_shot_logits_are_those_of_the_model(make_model, words, pictures):

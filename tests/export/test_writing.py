@@ -136,15 +136,22 @@ def test_a_fixed_size_refuses_others(files, pictures):
         session.run(None, {"images": pictures(1, 96, 64).numpy()})
 
 
-def test_a_program_needs_torch_alone(files):
+@pytest.mark.parametrize(
+    ("case", "library", "shapes"),
+    [
+        ("dense vit", "torch", "[(1, 128, 2, 3), (1, 3, 2, 3)]"),
+        ("detector", "torchvision", "[(60, 4), (60, 3), (60, 14, 14)]"),
+    ],
+)
+def test_a_program_needs_no_densedet(files, case, library, shapes):
     """No densedet, no open_clip and no Detectron2 where it runs."""
+    size = FIXED.get(case, (16, 24))
     code = (
         "import sys\n"
         "for name in ('densedet', 'open_clip', 'detectron2', 'timm'): sys.modules[name] = None\n"
-        "import torch\n"
-        f"program = torch.export.load({str(files('dense vit')[0])!r})\n"
-        "dense, scores = program.module()(torch.zeros(1, 3, 16, 24))\n"
-        "print(tuple(dense.shape), tuple(scores.shape))\n"
+        f"import torch, {library}\n"
+        f"program = torch.export.load({str(files(case)[0])!r})\n"
+        f"print([tuple(x.shape) for x in program.module()(torch.zeros(1, 3, *{size}))])\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -153,7 +160,7 @@ def test_a_program_needs_torch_alone(files):
         text=True,
         env=environment,
     )
-    assert done.stdout.splitlines()[-1:] == ["(1, 128, 2, 3) (1, 3, 2, 3)"], done.stderr
+    assert done.stdout.splitlines()[-1:] == [shapes], done.stderr
 
 
 @pytest.mark.parametrize("case", ["semantic zero-shot", "semantic denseclip"])
