@@ -31,8 +31,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         with writing(target):
+            temporary.chmod(0o666 & ~umask)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from densedet.errors import CheckpointError
+from densedet.files import atomic_path, writing
 
 StateDict = dict[str, Tensor]
 PathLike = str | os.PathLike[str]
@@ -57,6 +59,31 @@ def read_torch_file(path: PathLike) -> Any:
         raise CheckpointError(damaged(path, "its content is not a torch file's")) from error
     except Exception as error:  # from a damaged file the unpickler raises whatever happens
         raise CheckpointError(damaged(path, error)) from error
+
+
+def write_safetensors(path: PathLike, state: StateDict, metadata: dict[str, str]) -> None:
+    """Write names -> tensors and metadata as a .safetensors file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, also where the disk is full.
+    """
+    with atomic_path(path) as temporary, writing(path, SafetensorError):
+        save_file(state, temporary, metadata=metadata)
+
+
+def write_torch_file(path: PathLike, content: Any) -> None:
+    """Write with ``torch.save``, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, also where the disk is full.
+    """
+    with atomic_path(path) as temporary, writing(path), open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's, about the archive that the disk cut off
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def damaged(path: PathLike, reason: object) -> str:

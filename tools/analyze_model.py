@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from densedet.cli import ToolParser, run_tool
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(analysis, args.markdown))
     if args.json:
         content = {"config": args.config_file, "overrides": args.overrides, **analysis.as_json()}
-        with atomic_path(args.json) as file:
-            file.write_text(json.dumps(content, indent=1) + "\n")
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
     return 0
 
 

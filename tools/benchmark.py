@@ -39,7 +39,7 @@ from densedet.benchmark.text import TextJob, run_text, text_rows
 from densedet.benchmark.timing import SIDES, format_table
 from densedet.benchmark.training import DistillJob
 from densedet.engine.options import PRECISIONS
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 
 METRICS = ("panoptic", "coco", "lvis")
 
@@ -246,7 +246,8 @@ def main(argv: list[str] | None = None) -> int:
         print(format_table(("what", "ours", "reference", "ratio"), outcome.rows))
         if file is not None:
             content = {"machine": machine, **outcome.results}
-            file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            with writing(args.json):
+                file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0
 
 

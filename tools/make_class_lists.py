@@ -12,7 +12,7 @@ from typing import Any
 
 from densedet.cli import ToolParser, run_tool
 from densedet.errors import InstallationError
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 RESOURCES = Path(__file__).resolve().parents[1] / "densedet" / "vocabulary" / "resources"
 
@@ -94,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     for name, text in render_class_lists().items():
-        with atomic_path(args.out / name) as temporary:
-            temporary.write_text(text, "utf-8")
+        write_text(args.out / name, text)
         print(args.out / name)
     return 0
 

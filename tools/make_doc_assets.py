@@ -13,7 +13,7 @@ from PIL import Image
 
 from densedet.cli import ToolParser, run_tool
 from densedet.errors import ConfigError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 from densedet.vocabulary import Vocabulary
 
 DETECTOR = "projects/clipself/configs/quickstart_detector.py"
@@ -46,7 +46,7 @@ def draw(picture: Path, arguments: list[str], target: Path) -> None:
         with Image.open(Path(folder) / picture.with_suffix(".png").name) as drawn:
             size = (WIDTH, round(WIDTH * drawn.height / drawn.width))
             small = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    with atomic_path(target) as path:
+    with atomic_path(target) as path, writing(target):
         small.quantize(COLOURS).save(path, optimize=True)
 
 

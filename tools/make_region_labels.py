@@ -25,7 +25,7 @@ from typing import Any
 from densedet.cli import ToolParser, run_tool
 from densedet.data.proposal_file import lists_images
 from densedet.errors import ConfigError, DatasetError
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,8 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check(args)
     content = make_labels(args)
-    with atomic_path(args.output) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(args.output, json.dumps(content))
     labels, images = len(content["annotations"]), len(content["images"])
     print(f"{labels} boxes of {images} images labelled, {len(content['categories'])} categories")
     print(args.output)

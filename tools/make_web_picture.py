@@ -20,7 +20,7 @@ from PIL import Image
 
 from densedet.cli import ToolParser, run_tool
 from densedet.errors import ConfigError, InstallationError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 
 TOOL = Path(__file__).with_name("web_demo.py")
 WIDTH, HEIGHT = 1_100, 1_000  # pixels of the window
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     small = taken.convert("RGB").resize(
         (SHOWN, round(SHOWN * taken.height / taken.width)), Image.Resampling.LANCZOS
     )
-    with atomic_path(args.output) as path:
+    with atomic_path(args.output) as path, writing(args.output):
         small.quantize(COLOURS).save(path, optimize=True)
     print(args.output)
     return 0

@@ -14,7 +14,7 @@ from densedet.clip.tiny import build_tiny_clip, export_tiny_weights
 from densedet.engine.contrastive import ContrastivePretrainer, ContrastiveRecipe
 from densedet.errors import ConfigError
 from densedet.evaluation.zero_shot import scene_crops, zero_shot_accuracy
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 
 
@@ -47,8 +47,7 @@ def pretrain(recipe: ContrastiveRecipe, output: Path, log_every: int) -> None:
             curve.append(point)
             progress.set_postfix(loss=f"{loss:.3f}", crops=f"{point['crop_accuracy']:.1f}")
     export_tiny_weights(model.eval(), trainer.used_tokens, output)
-    with atomic_path(output.with_suffix(".curve.json")) as path:
-        path.write_text(json.dumps(curve, indent=1))
+    write_text(output.with_suffix(".curve.json"), json.dumps(curve, indent=1))
 
 
 def main(argv: list[str] | None = None) -> int:

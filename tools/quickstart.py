@@ -32,7 +32,7 @@ from densedet.evaluation.report import (
     region_figures,
     segmentation_figures,
 )
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 
 TOOLS = Path(__file__).resolve().parent
@@ -138,8 +138,7 @@ class Run:
 
     def write_mark(self, content: dict[str, str]) -> None:
         """Say what the folder is made from."""
-        with atomic_path(self.mark) as path:
-            path.write_text(json.dumps(content))
+        write_text(self.mark, json.dumps(content))
 
     def results(self) -> dict[str, Any]:
         """What its evaluator found."""
@@ -250,11 +249,9 @@ def main(argv: list[str] | None = None) -> int:
         "command": "make demo",
     }
     figures = {"detector": rows, "regions": regions, "zero_shot": zero_shot, "panoptic": panoptic}
-    with atomic_path(args.output / "metrics.json") as path:
-        path.write_text(json.dumps(figures, indent=1))
-    with atomic_path(args.output / "report.html") as path:
-        page = build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
-        path.write_text(page, encoding="utf-8")
+    write_text(args.output / "metrics.json", json.dumps(figures, indent=1))
+    page = build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
+    write_text(args.output / "report.html", page)
     for group in figures.values():
         for name, row in group.items():
             print(name, row)

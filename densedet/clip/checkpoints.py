@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densedet.errors import CheckpointError, ConfigError
-from densedet.files import atomic_path, writing
 from densedet.weights import (
     PathLike,
     StateDict,
@@ -27,6 +24,7 @@ from densedet.weights import (
     damaged,
     read_safetensors,
     read_torch_file,
+    write_safetensors,
 )
 
 TOKEN_TABLE = "token_embedding.weight"
@@ -140,8 +138,7 @@ def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping
         used = plain[TOKEN_TABLE].any(dim=1)
         if not used.all():
             plain, kept = keep_token_rows(plain, used.nonzero()[:, 0].tolist())
-    with atomic_path(path) as temporary, writing(path, SafetensorError):
-        save_file(plain, temporary, metadata={"format": "pt", **metadata, **kept})
+    write_safetensors(path, plain, {"format": "pt", **metadata, **kept})
 
 
 def require_suffix(path: PathLike, suffix: str) -> None:

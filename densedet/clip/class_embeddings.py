@@ -11,15 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densedet.clip.factory import create_text_encoder, weights_identity
 from densedet.clip.precision import full_precision
 from densedet.clip.text import TEXT_TOWER_VERSION, TextEncoder
-from densedet.errors import CheckpointError, VocabularyError
-from densedet.files import atomic_path
+from densedet.errors import CheckpointError, OutputError, VocabularyError
 from densedet.vocabulary import TEMPLATE_SETS, Vocabulary
+from densedet.weights import write_safetensors
 
 BACKGROUND = "background"
 CACHE_VARIABLE = "DENSEDET_CACHE"
@@ -153,10 +152,9 @@ class VocabularyEmbedder:
     def _store(self, path: Path, embeddings: ClassEmbeddings, vocabulary: Vocabulary) -> None:
         tensors = {name: getattr(embeddings, name) for name in ("vectors", "groups", "background")}
         try:
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata=self._content(vocabulary))
-        except (OSError, SafetensorError) as error:  # safetensors' own where the disk is full
-            _LOG.warning("class embeddings are not cached: %s: %s", path, error)
+            write_safetensors(path, tensors, self._content(vocabulary))
+        except OutputError as error:
+            _LOG.warning("class embeddings are not cached: %s", error)
 
 
 def default_cache_dir() -> Path | None:

@@ -25,8 +25,7 @@ from densedet.clip.eva import EvaVisual
 from densedet.clip.factory import build_visual, create_clip, match_text_layout, weights_file
 from densedet.clip.position import rotary_table
 from densedet.errors import CheckpointError
-from densedet.files import atomic_path
-from densedet.weights import PathLike, StateDict, fit_strictly
+from densedet.weights import PathLike, StateDict, fit_strictly, write_torch_file
 
 Precision = Literal["as-stored", "fp32", "fp16"]
 
@@ -151,8 +150,7 @@ def write_released(
         notes = weights.origin.notes
         name = notes.get("name", weights.model)
         content = {"epoch": int(notes.get("epoch", 0)), "name": name, "state_dict": content}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    write_torch_file(path, content)
 
 
 def to_released(weights: ClipWeights, precision: Precision = "as-stored") -> StateDict:

@@ -22,12 +22,11 @@ from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from densedet.clip.checkpoints import TOKEN_TABLE, keep_token_rows
 from densedet.errors import ConfigError
-from densedet.files import atomic_path
+from densedet.weights import write_safetensors
 
 TINY_MODEL = "densedet-tiny"
 
@@ -116,12 +115,14 @@ def export_tiny_weights(
         used_token_ids: the tokens that occurred in training; the start and end tokens (the last two
             of the table) are always added. Other rows read back as zero.
         path: the .safetensors file, written atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     state = {name: _plain(tensor) for name, tensor in model.state_dict().items()}
     size = state[TOKEN_TABLE].shape[0]
     state, kept = keep_token_rows(state, {*map(int, used_token_ids), size - 2, size - 1})
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={**kept, "format": "pt"})
+    write_safetensors(path, state, {**kept, "format": "pt"})
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from densedet.errors import CheckpointError, ConfigError
-from densedet.files import atomic_path
-from densedet.weights import abbreviated, load_strictly, read_safetensors, read_torch_file
+from densedet.files import write_text
+from densedet.weights import (
+    abbreviated,
+    load_strictly,
+    read_safetensors,
+    read_torch_file,
+    write_torch_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +43,9 @@ class Checkpointer(DetectionCheckpointer):
 
         Args:
             kwargs: More entries of the file (tensors, numbers, strings and containers of them).
+
+        Raises:
+            OutputError: a file cannot be written; what was there before is whole.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -46,14 +54,16 @@ class Checkpointer(DetectionCheckpointer):
         data.update(kwargs)
         target = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", target)
-        with atomic_path(target) as temporary:
-            torch.save(data, temporary)
+        write_torch_file(target, data)
         self.tag_last_checkpoint(target.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the file that a resumed training starts from."""
-        with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
-            temporary.write_text(last_filename_basename, encoding="utf-8")
+        """Name the file that a resumed training starts from.
+
+        Raises:
+            OutputError: that cannot be written.
+        """
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, strictly, and the state of ``checkpointables`` (None: all that there are).

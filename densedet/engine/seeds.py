@@ -11,7 +11,7 @@ from typing import Any
 from densedet.engine.testing import RESULTS_FILE
 from densedet.errors import ConfigError
 from densedet.evaluation.results import PROVENANCE, leaves
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def run_seed(
     Raises:
         ConfigError: the folder belongs to another training, the child failed, or it wrote no
             results.
+        OutputError: ``seed_run.json`` cannot be written.
     """
     record = {"config_file": config_file, "overrides": list(overrides), "finished": False}
     if _is_finished(folder, record):
@@ -89,8 +90,7 @@ def _read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: Any) -> None:
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+    write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -124,7 +124,11 @@ def _statistics(values: list[float | None]) -> dict[str, Any]:
 def write_spread(
     file: Path, seeds: Sequence[int], figures: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write ``{"seeds": [...], "figures": {...}}``, with the result of :func:`spread`."""
+    """Write ``{"seeds": [...], "figures": {...}}``, with the result of :func:`spread`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     _write_json(file, {"seeds": list(seeds), "figures": figures})
 
 

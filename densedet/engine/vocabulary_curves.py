@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from densedet.errors import ConfigError
 from densedet.evaluation.results import leaves, plain
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 
 Row = Mapping[str, Any]
 
@@ -69,8 +69,16 @@ def choose_metrics(figures: Mapping[str, float | None], wanted: Sequence[str]) -
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as CSV; a cell is empty for None and for what a row does not have."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    """Write rows as CSV; a cell is empty for None and for what a row does not have.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with (
+        atomic_path(path) as temporary,
+        writing(path),
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
@@ -83,6 +91,9 @@ def write_curves(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> Non
         path: of the picture; its stem is the study.
         rows: as in its table; what one does not have is not drawn, as where nothing was found.
         metrics: the columns that are drawn, in percent.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     draw = {"synonyms": _synonyms, "distractors": _distractors, "exponents": _exponents}[path.stem]
     wide = path.stem == "exponents"
@@ -91,7 +102,7 @@ def write_curves(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> Non
     highest = max(row.get(name) or 0.0 for row in rows for name in metrics)
     for axes in figure.axes:
         axes.set_ylim(0, 1.1 * highest or 1.0)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, writing(path):
         figure.savefig(temporary, format="png")
 
 

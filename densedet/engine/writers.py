@@ -12,7 +12,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ def prepare_metrics(file: Path, start_iter: int) -> None:
     """Keep the records before ``start_iter``.
 
     A training from 0 moves an older file to ``.old.json``.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     if not file.exists():
         return
@@ -52,8 +55,7 @@ def prepare_metrics(file: Path, start_iter: int) -> None:
     kept = [
         line for line in file.read_text(encoding="utf-8").splitlines() if _before(line, start_iter)
     ]
-    with atomic_path(file) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def _before(line: str, start_iter: int) -> bool:

@@ -26,7 +26,7 @@ from densedet.evaluation.open_vocabulary import (
     mean_of_valid,
     open_vocabulary_ap,
 )
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
 
     Raises:
         DatasetError: the data set has no vocabulary, or its annotation file is missing, broken or
-            not LVIS's; at evaluation, a prediction is for an image that the file does not have.
-        ConfigError: an unknown task; at evaluation, masks are wanted and there are none.
+            not LVIS's.
+        ConfigError: an unknown task.
     """
 
     def __init__(
@@ -147,7 +147,13 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
             self._images[sample["image_id"]] = (instances.has("pred_masks"), results)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """The figures, on the main process; an empty dict on the others."""
+        """The figures, on the main process; an empty dict on the others.
+
+        Raises:
+            DatasetError: a prediction is for an image that the annotation file does not have.
+            ConfigError: masks are wanted and there are none.
+            OutputError: the predictions cannot be written.
+        """
         images = self._images
         if self._distributed:
             images = dict(itertools.chain(*(part.items() for part in comm.gather(images))))
@@ -157,8 +163,7 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
         detections = [self._with_category_id(d) for _, results in found for d in results]
         check_images(detections, {image["id"] for image in self._gt["images"]}, self._source)
         if self._output_dir is not None:
-            with atomic_path(Path(self._output_dir) / RESULTS_FILE) as file:
-                file.write_text(json.dumps(detections), encoding="utf-8")
+            write_text(Path(self._output_dir) / RESULTS_FILE, json.dumps(detections))
         if not detections:
             logger.warning("no detections at all: AP is 0 for every class with ground truth")
         tasks = self._tasks or (TASKS if any(masks for masks, _ in found) else TASKS[:1])

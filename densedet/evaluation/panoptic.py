@@ -25,7 +25,7 @@ from densedet.evaluation.panoptic_quality import (
     match_segments,
 )
 from densedet.evaluation.parallel import TaskPool
-from densedet.files import atomic_path
+from densedet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +206,7 @@ class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
             for image_id, image in self._truth.items()
         ]
         content = {key: truth[key] for key in ("images", "categories")}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({**content, "annotations": annotations}))
+        write_text(path, json.dumps({**content, "annotations": annotations}))
 
 
 def _compact(ids: Tensor) -> NDArray[np.integer]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 from densedet.weights import weights_digest
 
@@ -83,9 +83,7 @@ def write_results(
     if unfinished:
         origin["unfinished"] = list(unfinished)
     content: dict[str, Any] = {**plain(metrics), PROVENANCE: origin}
-    with atomic_path(path) as temporary:
-        document = json.dumps(content, indent=2, allow_nan=False)
-        temporary.write_text(document + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return content
 
 

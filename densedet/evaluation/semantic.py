@@ -15,7 +15,7 @@ from densedet.data.semantic_mapper import LabelReader
 from densedet.errors import ConfigError, DatasetError
 from densedet.evaluation.evaluator import OpenVocabularyEvaluator, check_complete
 from densedet.evaluation.semantic_iou import MeanOver, count_confusion, semantic_figures
-from densedet.files import atomic_path
+from densedet.files import atomic_path, writing
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class OpenVocabularySemanticEvaluator(OpenVocabularyEvaluator):
         check_complete(self.dataset_name, missing, len(self._label_maps))
 
     def _store(self, confusion: np.ndarray, path: Path) -> None:
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, writing(path):
             np.savez_compressed(
                 temporary,
                 confusion=confusion,

@@ -10,12 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from densedet.clip.checkpoints import is_torchscript, require_suffix
 from densedet.errors import CheckpointError, ConfigError
-from densedet.files import atomic_path
 from densedet.modeling.backbone.guided import find_guided
 from densedet.modeling.denseclip_names import (
     ANCHORS,
@@ -26,7 +24,14 @@ from densedet.modeling.denseclip_names import (
 )
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.category import prompt_key
-from densedet.weights import PathLike, StateDict, abbreviated, fit_strictly, read_torch_file
+from densedet.weights import (
+    PathLike,
+    StateDict,
+    abbreviated,
+    fit_strictly,
+    read_torch_file,
+    write_torch_file,
+)
 
 __all__ = [
     "ReleasedCheckpoint",
@@ -121,8 +126,7 @@ def write_released(
     require_suffix(path, ".pth")
     names = tuple(category.synonyms[0] for category in vocabulary)
     content = {"meta": {"CLASSES": names}, "state_dict": to_released(state, source)}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    write_torch_file(path, content)
 
 
 def guided_vocabulary(model: nn.Module) -> Vocabulary:

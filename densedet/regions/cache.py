@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densedet.errors import CheckpointError
-from densedet.files import atomic_path
+from densedet.weights import write_safetensors
 
 
 class EmbeddingCache:
@@ -93,8 +92,7 @@ class EmbeddingCache:
             "rectangles": torch.tensor(list(rows), dtype=torch.int64),
             "embeddings": torch.stack([row.to(embeddings.dtype) for row in rows.values()]),
         }
-        with atomic_path(self.path(image_key)) as temporary:
-            save_file(content, temporary, metadata=self._metadata(image_key))
+        write_safetensors(self.path(image_key), content, self._metadata(image_key))
 
     def _metadata(self, image_key: str) -> dict[str, str]:
         return {"identity": self.identity, "image": image_key}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from densedet.errors import VocabularyError
-from densedet.files import atomic_path
+from densedet.files import write_text
 from densedet.vocabulary import readers
 from densedet.vocabulary.category import Category, Kind, prompt_key
 from densedet.vocabulary.class_lists import CLASS_LISTS, load_class_list
@@ -193,7 +193,12 @@ class Vocabulary:
         return ";".join(_line(category) for category in self.categories)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``.json`` (everything) or ``.txt`` (one category a line; see :meth:`to_text`)."""
+        """Write ``.json`` (everything) or ``.txt`` (one category a line; see :meth:`to_text`).
+
+        Raises:
+            VocabularyError: another suffix, or the short form cannot hold it.
+            OutputError: the file cannot be written.
+        """
         path = Path(path)
         with readers.located(path):
             if path.suffix.lower() == ".json":
@@ -202,8 +207,7 @@ class Vocabulary:
                 text = "\n".join(_line(category) for category in self.categories)
             else:
                 raise VocabularyError("a vocabulary is saved as .json or .txt; change the suffix")
-        with atomic_path(path) as temporary:
-            temporary.write_text(text + "\n", "utf-8")
+        write_text(path, text + "\n")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Vocabulary":
