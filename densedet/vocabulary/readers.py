@@ -93,7 +93,7 @@ def read_json(path: Path) -> object:
 
 
 def decode_json(text: str) -> object:
-    """Decode JSON; VocabularyError with line and column."""
+    """Decode JSON; VocabularyError with line and column where it is not valid."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -101,6 +101,8 @@ def decode_json(text: str) -> object:
             f"not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct or "
             "replace the file"
         ) from error
+    except (ValueError, RecursionError) as error:  # a huge number, a thousand brackets
+        raise VocabularyError(f"cannot be decoded ({error}); replace the file") from error
 
 
 def _read(path: Path) -> str:

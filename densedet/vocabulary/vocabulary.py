@@ -281,7 +281,7 @@ class Vocabulary:
 
     @classmethod
     def _resolve_text(cls, text: str) -> "Vocabulary":
-        if ";" not in text and text.lower().endswith(readers.SUFFIXES):
+        if ";" not in text and (text.lower().endswith(readers.SUFFIXES) or _is_a_file(text)):
             return cls.from_file(text)
         if _is_like_class_list(text.strip()):
             return cls.named(text.strip())
@@ -290,6 +290,11 @@ class Vocabulary:
 
 VocabularyLike = Vocabulary | str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]
 """What :meth:`Vocabulary.resolve` accepts."""
+
+
+def _is_a_file(text: str) -> bool:
+    """Whether text is a file and looks like one: with a folder or a suffix."""
+    return bool(Path(text).suffix or os.path.dirname(text)) and os.path.isfile(text)
 
 
 def _is_like_class_list(text: str) -> bool:

@@ -349,6 +349,8 @@ def test_from_file(name: str, content: str, tmp_path: Path) -> None:
         ("v.txt", b"caf\xe9", "not UTF-8"),
         ("v.csv", b"cat", "a vocabulary is a .json or a .txt file"),
         ("v.json", b'["cat",\n', r"not valid JSON \(line 2, column 1"),
+        ("v.json", b"[" * 200_000, "cannot be decoded"),
+        ("v.json", b"[" + b"1" * 5_000 + b"]", "cannot be decoded"),
         ("v.json", b"[]", "vocabulary is empty"),
         ("v.json", b"3", "got int"),
         ("v.json", b"{}", "no list 'categories'"),
@@ -450,6 +452,8 @@ def test_resolve(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("words.csv", r"^words\.csv: .* a vocabulary is a \.json or a \.txt file"),
+        ("folder/words", "^folder/words: .* a vocabulary is"),
         ("gone/pets.txt", "gone/pets.txt: cannot be read"),
         ("coco_panoptc", "did you mean 'coco_panoptic'"),
         ("ade20k", "did you mean 'ade20k_150'"),
@@ -457,6 +461,14 @@ def test_resolve(tmp_path: Path) -> None:
         (3, "cannot make a vocabulary of int 3"),
     ],
 )
-def test_resolve_refuses(spec: object, message: str) -> None:
+def test_resolve_refuses(
+    spec: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for file in ("cat", "words.csv", "folder/words"):
+        Path(file).write_text("cat")
+    assert Vocabulary.resolve("cat").labels == ("cat",)  # looks like a name, though there is a file
+    assert Vocabulary.resolve("gone.csv").labels == ("gone.csv",)
     with pytest.raises(VocabularyError, match=message):
         Vocabulary.resolve(spec)  # type: ignore[arg-type]
