@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -30,12 +31,28 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         (H, W, 3) uint8 array, writable, RGB.
 
     Raises:
-        ImageError: the file is missing, is not an image, or is truncated or corrupt (also where the
-            program has told Pillow to accept truncated files).
+        ImageError: the file is missing, is not an image, has more than 8 bits a channel, or is
+            truncated or corrupt (also where the program has told Pillow to accept truncated files).
     """
     name = os.fspath(path)
+    with reading(name), Image.open(name) as image:
+        mode = image.mode
+    check_bits(mode, name)
     with reading(name):
         return np.array(detection_utils.read_image(name, format="RGB"))
+
+
+def check_bits(mode: str, name: str) -> None:
+    """Raise ImageError for a mode of Pillow with 16 or 32 bits, which it would cut to white.
+
+    Args:
+        mode: of an image.
+        name: what the message calls the image.
+    """
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        raise ImageError(
+            f"image {name} has more than 8 bits a channel (Pillow's mode {mode}); convert it to 8"
+        )
 
 
 def read_label_map(path: str | os.PathLike[str], bits: Literal[8, 16] = 8) -> np.ndarray:
@@ -99,7 +116,7 @@ def reading(name: str) -> Iterator[None]:
         name: what the message calls the image.
     """
     try:
-        with _truncation_is_an_error():
+        with _STRICT:
             yield
     except FileNotFoundError as error:
         raise ImageError(
@@ -143,19 +160,31 @@ def check_image_size(record: Mapping[str, Any], width: int, height: int) -> None
         )
 
 
-@contextmanager
-def _truncation_is_an_error() -> Iterator[None]:
-    """Make Pillow raise on truncated files, whatever the program has set.
+class _StrictPillow:
+    """Meanwhile Pillow raises on truncated files, whatever the program has set.
 
     ``ImageFile.LOAD_TRUNCATED_IMAGES`` is a switch for the whole process, which other libraries
-    turn on: the missing part of an image is then silently grey. It is put back afterwards.
+    turn on: the missing part of an image is then silently grey. It is put back when the last of the
+    threads that read has ended.
     """
-    if not ImageFile.LOAD_TRUNCATED_IMAGES:
-        yield
-        return
-    logger.debug("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on; densedet reads with it off")
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._before = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_STRICT = _StrictPillow()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from densedet.data.images import read_image, reading
+from densedet.data.images import check_bits, read_image, reading
 from densedet.errors import ImageError
 
 ImageLike = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
@@ -24,13 +24,15 @@ def as_pixels(image: ImageLike) -> NDArray[np.uint8]:
     """The pixels (H, W, 3) uint8 RGB of a picture; of files and Pillow images turned as EXIF says.
 
     Raises:
-        ImageError: a file or a Pillow image that cannot be read, or an array of another shape or
-            type.
+        ImageError: a file or a Pillow image that cannot be read or has more than 8 bits a channel,
+            or an array of another shape or type.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):
-        with reading(getattr(image, "filename", "") or "from Pillow"):  # it reads the file now
+        name = getattr(image, "filename", "") or "from Pillow"
+        check_bits(image.mode, name)
+        with reading(name):  # it reads the file now
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise ImageError(

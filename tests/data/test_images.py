@@ -9,8 +9,9 @@ from detectron2.data import detection_utils
 from PIL import Image, ImageFile
 
 from densedet.data import read_image
-from densedet.data.images import image_size
+from densedet.data.images import image_size, reading
 from densedet.errors import ImageError
+from densedet.predictor.images import as_pixels
 
 
 @pytest.fixture
@@ -97,6 +98,40 @@ def test_truncated_jpeg(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed, "the switch is put back"
     path.write_bytes(data)
     assert read_image(path).shape == (60, 90, 3)
+
+
+def test_truncated_files_beside_another_thread(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that ends does not let the others accept what is cut."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    (tmp_path / "cut.jpg").write_bytes(_jpeg(pixels)[:-500])
+    first, second = reading("first"), reading("second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(OSError, match="truncated"), Image.open(tmp_path / "cut.jpg") as image:
+        image.load()
+    second.__exit__(None, None, None)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "dtype"),
+    [("a.png", "I;16", np.uint16), ("a.tif", "I", np.int32), ("a.tif", "F", np.float32)],
+)
+def test_more_than_eight_bits_are_refused(
+    name: str, mode: str, dtype: type, tmp_path: Path
+) -> None:
+    """Pillow would make them white."""
+    path = tmp_path / name
+    Image.fromarray(np.full((6, 8), 3_000, dtype=dtype)).save(path)
+    for read, source in ((read_image, path), (as_pixels, path), (as_pixels, Image.open(path))):
+        with pytest.raises(ImageError, match=rf"{name} has more than 8 bits.*mode {mode}\)"):
+            read(source)
+    unnamed = Image.fromarray(np.full((6, 8), 3_000, dtype=dtype))
+    with pytest.raises(ImageError, match=r"from Pillow has more than 8 bits"):
+        as_pixels(unnamed)
 
 
 def test_truncated_png(pixels: np.ndarray, tmp_path: Path) -> None:
