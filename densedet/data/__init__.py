@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from densedet.data.shapes_world import register_shapes_world
     from densedet.data.transforms import (
         PhotometricDistortion,
+        ResizeShortestEdge,
         ResizeToFit,
         large_scale_jitter,
         resize_longest_side,
@@ -54,6 +55,7 @@ __all__ = [
     "PhotometricDistortion",
     "RegionMapper",
     "RegionTruthMapper",
+    "ResizeShortestEdge",
     "ResizeToFit",
     "SemanticMapper",
     "ade20k_full_vocabulary",
@@ -95,6 +97,7 @@ _MODULES = {
     "PhotometricDistortion": "transforms",
     "RegionMapper": "region_mapper",
     "RegionTruthMapper": "region_truth",
+    "ResizeShortestEdge": "transforms",
     "ResizeToFit": "transforms",
     "SemanticMapper": "semantic_mapper",
     "ade20k_full_vocabulary": "semantic_benchmarks",

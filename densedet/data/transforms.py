@@ -41,7 +41,7 @@ def resize_longest_side(size: int) -> list[T.Augmentation]:
     Small images are enlarged. The other side is rounded to the nearest pixel.
     """
     _check_size(size)
-    return [_ResizeShortestEdge(size, max_size=size, sample_style="choice")]
+    return [ResizeShortestEdge(size, max_size=size, sample_style="choice")]
 
 
 class _OnePixelAtLeast(T.Augmentation):
@@ -57,8 +57,8 @@ class _ResizeScale(_OnePixelAtLeast, T.ResizeScale):
     pass
 
 
-class _ResizeShortestEdge(_OnePixelAtLeast, T.ResizeShortestEdge):
-    pass
+class ResizeShortestEdge(_OnePixelAtLeast, T.ResizeShortestEdge):
+    """Detectron2's, which also takes an image so narrow that a side would be rounded to 0."""
 
 
 class ResizeToFit(T.Augmentation):

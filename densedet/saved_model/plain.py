@@ -46,6 +46,7 @@ _SINGLE = frozenset(
         "densedet.clip.factory.create_aligned_visual",
         "densedet.clip.factory.create_text_encoder",
         "densedet.clip.factory.create_visual",
+        "densedet.data.transforms.ResizeShortestEdge",
         "densedet.data.transforms.ResizeToFit",
         "densedet.data.transforms.resize_longest_side",
         *VOCABULARIES,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from densedet.data import (
     DetectionMapper,
+    ResizeShortestEdge,
     large_scale_jitter,
     load_coco_format,
     read_image,
@@ -178,7 +179,8 @@ def test_resize_longest_side(height: int, width: int, expected: tuple[int, int])
 @pytest.mark.parametrize("shape", [(1, 400), (1000, 3)])
 def test_narrow_images_keep_a_pixel(shape: tuple[int, int]) -> None:
     np.random.seed(0)
-    for resizing in (resize_longest_side(64), large_scale_jitter(64)):
+    shortest = [ResizeShortestEdge(64, max_size=64, sample_style="choice")]
+    for resizing in (resize_longest_side(64), large_scale_jitter(64), shortest):
         for _ in range(20):
             aug_input = T.AugInput(np.full((*shape, 3), 7, dtype=np.uint8))
             T.AugmentationList(resizing)(aug_input)

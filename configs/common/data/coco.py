@@ -9,7 +9,12 @@ from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from densedet.data import DetectionMapper, build_test_loader, build_train_loader
+from densedet.data import (
+    DetectionMapper,
+    ResizeShortestEdge,
+    build_test_loader,
+    build_train_loader,
+)
 
 dataloader = OmegaConf.create()
 
@@ -18,7 +23,7 @@ dataloader.train = L(build_train_loader)(
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(short_edge_length=[800], max_size=1333, sample_style="choice"),
+            L(ResizeShortestEdge)(short_edge_length=[800], max_size=1333, sample_style="choice"),
             L(T.RandomFlip)(prob=0.5, horizontal=True),
         ],
         use_instance_mask=False,
@@ -33,7 +38,7 @@ dataloader.test = L(build_test_loader)(
     mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=[
-            L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
+            L(ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
         ],
     ),
     num_workers=4,

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from densedet.data import (
     PanopticMapper,
+    ResizeShortestEdge,
     build_test_loader,
     build_train_loader,
     register_coco_panoptic,
@@ -24,7 +25,7 @@ dataloader.train = L(build_train_loader)(
     mapper=L(PanopticMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length=[640, 672, 704, 736, 768, 800],
                 max_size=1333,
                 sample_style="choice",
@@ -42,7 +43,7 @@ dataloader.test = L(build_test_loader)(
     mapper=L(PanopticMapper)(
         is_train=False,
         augmentations=[
-            L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
+            L(ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
         ],
         vocabulary="${...vocabulary}",
     ),

@@ -6,7 +6,7 @@ On the CLIP of projects/clipself/configs/custom_tiny.py; clip.pretrained=shipped
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
-from densedet.data import resize_longest_side
+from densedet.data import ResizeShortestEdge, resize_longest_side
 
 from ...clipself.configs.quickstart_detector import clip, lr_multiplier, model, optimizer, train
 from .custom import custom, dataloader, vocabulary
@@ -18,7 +18,7 @@ model.vocabulary = vocabulary
 model.roi_heads.update(mask_in_features=None, mask_pooler=None, mask_head=None)
 dataloader.image_size = 160
 dataloader.train.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(
+    L(ResizeShortestEdge)(
         short_edge_length="${dataloader.image_size}",
         max_size="${dataloader.image_size}",
         sample_style="choice",
