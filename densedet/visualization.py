@@ -46,6 +46,7 @@ def draw_detections(
     """
     names = [labels[i] for i in instances.pred_classes.tolist()]
     masks: Any = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    image, masks = _widened(image, masks)
     drawn = Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
         boxes=instances.pred_boxes,
         masks=masks,
@@ -75,6 +76,7 @@ def draw_segments(
     Returns:
         (H', W', 3) uint8 RGB.
     """
+    image, masks = _widened(image, masks)
     large, factor = _enlarged(image, smallest_side)
     drawn = Visualizer(large)
     texts = _texts(labels, scores)
@@ -114,6 +116,17 @@ def draw_similarity(
     text = f"{_literal(phrase)}: {low:.2f} to {high:.2f}"
     drawn.draw_text(text, (8, 8), color="white", horizontal_alignment="left")
     return drawn.output.get_image()
+
+
+def _widened(image: NDArray[np.uint8], masks: Any) -> tuple[NDArray[np.uint8], Any]:
+    """A picture two pixels wide, and its masks (R, H, 2), with a third column.
+
+    Detectron2 takes an array with two columns for a polygon.
+    """
+    if image.shape[1] != 2:
+        return image, masks
+    wider = None if masks is None else np.pad(masks, ((0, 0), (0, 0), (0, 1)))
+    return np.pad(image, ((0, 0), (0, 1), (0, 0)), "edge"), wider
 
 
 def _factor(image: NDArray[np.uint8], smallest_side: int) -> float:

@@ -69,6 +69,18 @@ def test_a_heat_map_runs_from_the_lowest_to_the_highest_value():
     assert flat.shape == (40, 60, 3)
 
 
+@pytest.mark.parametrize("height", [160, 5000])
+def test_a_picture_two_pixels_wide(height):
+    """Detectron2 takes its masks for polygons."""
+    image, mask = np.full((height, 2, 3), 100, dtype=np.uint8), np.ones((1, height, 2), dtype=bool)
+    found = Instances((height, 2), pred_boxes=Boxes(torch.tensor([[0.0, 0, 2, 50]])))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    found.pred_masks = torch.from_numpy(mask)
+    assert (draw_detections(image, found, ("cat",)) != 100).any()
+    assert (draw_segments(image, mask, ["cat"], [0.5]) != 100).any()
+    assert (draw_similarity(image, mask[0].astype(np.float32), "cat") != 100).any()
+
+
 @pytest.mark.parametrize(
     ("shape", "size"), [((6, 700), (30, 3500)), ((700, 6), (3500, 30)), ((5, 5000), (5, 5000))]
 )
