@@ -5,6 +5,7 @@ wrong input (one line ``error: ...`` on stderr), 130 interrupted.
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -14,6 +15,7 @@ from densedet.errors import ConfigError, DensedetError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 compat.hush_deprecations()  # here, since the tools import Detectron2 before anything else runs
 
 _NO_DATASETS = "data sets: not looked at; mend the problems above, then run this again"
@@ -38,13 +40,19 @@ def exit_code(main: Callable[[], int | None]) -> int:
         main: A function without arguments; None counts as 0.
 
     Returns:
-        The result of ``main``; 2 for a :class:`DensedetError`, 130 for Ctrl-C. Any other exception
-        is a defect and keeps its traceback.
+        The result of ``main``; 2 for a :class:`DensedetError` and for a file or folder that the
+        system does not let us look at, 130 for Ctrl-C. Any other exception is a defect and keeps
+        its traceback.
     """
     try:
         return main() or 0
     except DensedetError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return EXIT_USAGE
+    except OSError as error:
+        if error.errno not in _UNUSABLE or error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}; choose another place\n")
         return EXIT_USAGE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

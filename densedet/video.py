@@ -30,12 +30,12 @@ class Film:
         length: number of frames that the file announces; None where it is not known.
 
     Raises:
-        ImageError: it cannot be opened, or the number is below 0.
+        ImageError: it cannot be opened, or the number is below 0 or huge.
     """
 
     def __init__(self, source: str | os.PathLike[str] | int) -> None:
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
-        if isinstance(source, int) and source < 0:
+        if isinstance(source, int) and not 0 <= source < 2**31:
             raise ImageError(f"there is no {self.name}; cameras are numbered from 0")
         if not isinstance(source, int) and not os.path.isfile(source):
             raise ImageError(f"video {self.name} does not exist; check the path")

@@ -1,6 +1,7 @@
 """The doctor names what does not fit, and the command line turns errors into one line."""
 
 import ast
+import errno
 import importlib
 import importlib.metadata
 import importlib.util
@@ -240,6 +241,11 @@ def test_data_sets_are_not_looked_at_if_unusable(monkeypatch, capsys):
     [
         (ConfigError("two\n  lines"), 2, "error: two lines\n"),
         (VocabularyError("empty"), 2, "error: empty\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "secret/a.py"),
+            2,
+            "error: secret/a.py: Permission denied; choose another place\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -263,6 +269,8 @@ def test_run_tool_passes_the_result_on(result, code):
 def test_run_tool_does_not_hide_defects():
     with pytest.raises(ZeroDivisionError):
         cli.run_tool(lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        cli.run_tool(lambda: len(os.listdir("absent")))
 
 
 @pytest.mark.parametrize(

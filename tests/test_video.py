@@ -112,8 +112,9 @@ def test_decoders_write_nothing_on_stderr(damaged, capfd, caplog, tmp_path):
 
 
 def test_cameras_are_numbered_from_0():
-    with pytest.raises(ImageError, match="no camera -3; cameras are numbered from 0"):
-        Film(-3)
+    for number in (-3, 2**31):
+        with pytest.raises(ImageError, match=f"no camera {number}; cameras are numbered from 0"):
+            Film(number)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -14,6 +14,7 @@ import argparse
 import glob
 import itertools
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -118,12 +119,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     if args.max_frames is not None and args.max_frames < 1:
         raise ConfigError(f"--max-frames {args.max_frames} must be at least 1")
-    if args.output.exists() and not args.output.is_dir():
-        raise ConfigError(f"--output {args.output} is a file; name a folder")
+    folder = next(path for path in (args.output, *args.output.parents) if path.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"--output {folder} is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {folder} cannot be written to; choose another")
     words = ("vocabulary", "stuff", "task", "show", "score_threshold")
     given = [f"--{name.replace('_', '-')}" for name in words if getattr(args, name) is not None]
     if args.similarity is not None and given:
         raise ConfigError(f"--similarity has no use for {', '.join(given)}: leave one out")
+    if args.similarity is not None and not args.similarity.strip():
+        raise ConfigError("--similarity is empty: give a phrase")
     if args.similarity is None and args.vocabulary is None:
         raise ConfigError("give words with --vocabulary, or a phrase with --similarity")
 

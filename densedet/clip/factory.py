@@ -180,7 +180,7 @@ def weights_file(model: str, pretrained: str | None) -> Path | None:
                 "give a checkpoint file or an open_clip tag"
             )
         return file
-    path = Path(pretrained).expanduser()
+    path = Path(os.path.expanduser(pretrained))
     if path.is_file():
         return path
     if os.sep in pretrained or "/" in pretrained or path.suffix in _SUFFIXES:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
 
 from densedet import model_zoo
@@ -14,7 +13,7 @@ from densedet.engine.config import build, load_config
 from densedet.errors import ConfigError
 from densedet.saved_model import SavedModel, is_saved_model, open_model
 from densedet.saved_model.folder import is_config_of_saved_model
-from densedet.saved_model.reading import find_parts, from_zoo
+from densedet.saved_model.reading import build_augmentations, find_parts, from_zoo, require_config
 
 Source = DictConfig | str | os.PathLike[str]
 
@@ -50,7 +49,7 @@ def with_overrides(name: str, overrides: Sequence[str]) -> Source:
     if not overrides:
         return name
     if name in model_zoo.list_models():
-        name = model_zoo.get_model(name).config or name
+        name = require_config(model_zoo.get_model(name))
     elif is_saved_model(name):
         raise ConfigError(f"{name}: a saved model takes no overrides: leave {overrides[0]} out")
     return _load_config(name, overrides)
@@ -69,5 +68,6 @@ def _from_config(cfg: DictConfig, weights: str | os.PathLike[str] | None) -> Sav
     if not hasattr(model, "set_vocabulary"):
         raise ConfigError(f"{type(model).__name__} has no vocabulary to change")
     load_trained(model, OmegaConf.select(cfg, "train.output_dir", default=""), weights)
-    augmentations = build(parts["augmentations"], "dataloader.test.mapper.augmentations")
-    return SavedModel(model, model.vocabulary, T.AugmentationList(augmentations), cfg)
+    place = "dataloader.test.mapper.augmentations"
+    augmentations = build_augmentations(parts["augmentations"], place)
+    return SavedModel(model, model.vocabulary, augmentations, cfg)

@@ -26,13 +26,13 @@ _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 def is_saved_model(source: str | os.PathLike[str]) -> bool:
     """Whether this is, by its looks, a saved model: a folder, or a name on the Hugging Face Hub."""
     text = os.fspath(source)
-    return text.startswith(HUB) or (bool(text) and Path(text).expanduser().is_dir())
+    return text.startswith(HUB) or (bool(text) and Path(os.path.expanduser(text)).is_dir())
 
 
 def is_config_of_saved_model(path: str | os.PathLike[str]) -> bool:
     """Whether this file is the ``config.yaml`` of a saved model, which is no config by itself."""
     try:
-        content = OmegaConf.load(Path(path).expanduser())
+        content = OmegaConf.load(Path(os.path.expanduser(path)))
     except Exception:  # of the file system, YAML and OmegaConf: then it is another file
         return False
     return "format" in content and "files" in content
@@ -52,7 +52,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     text = os.fspath(source)
     if text.startswith(HUB):
         return _download(text.removeprefix(HUB))
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if text and folder.is_dir():
         return folder
     if folder.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.data import transforms as T
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from densedet import compat, model_zoo
@@ -105,7 +105,7 @@ def open_model(source: str | os.PathLike[str], sha256: str | None = None) -> Sav
     return SavedModel(
         model=model.eval(),
         vocabulary=Vocabulary.from_file(folder / VOCABULARY),
-        augmentations=_build_augmentations(parts["augmentations"], f"{place}.augmentations"),
+        augmentations=build_augmentations(parts["augmentations"], f"{place}.augmentations"),
         config=OmegaConf.create(described),
     )
 
@@ -123,22 +123,32 @@ def from_zoo(
         ConfigError: it is a CLIP alone, or there are no such weights.
         CheckpointError: the weights do not fit, or are not trained yet.
     """
-    if entry.config is None:
-        raise ConfigError(
-            f"{entry.name!r} is a CLIP alone: densedet.clip.create_clip({entry.clip!r}, "
-            f"{entry.pretrained!r}) makes it"
-        )
+    config = require_config(entry)
     weights = entry.weights_file() if weights is None else weights
-    cfg = load_config(entry.config)
-    parts, place = described_parts(cfg), entry.config
+    cfg = load_config(config)
+    parts, place = described_parts(cfg), config
     described: Any = cfg.model
     if weights is not None:
         described = trusted(without_weights(parts["model"]), f"{place}.model")
     model = _build_model(described, f"{place}.model")
     load_trained(model, "", weights)
     place = f"{place}.augmentations"
-    augmentations = _build_augmentations(trusted(parts["augmentations"], place), place)
+    augmentations = build_augmentations(trusted(parts["augmentations"], place), place)
     return SavedModel(model.eval(), model.vocabulary, augmentations, cfg)
+
+
+def require_config(entry: model_zoo.ModelEntry) -> str:
+    """The config of a model of the zoo.
+
+    Raises:
+        ConfigError: it is a CLIP alone.
+    """
+    if entry.config is None:
+        raise ConfigError(
+            f"{entry.name!r} is a CLIP alone: densedet.clip.create_clip({entry.clip!r}, "
+            f"{entry.pretrained!r}) makes it"
+        )
+    return entry.config
 
 
 def described_parts(config: DictConfig) -> dict[str, Any]:
@@ -177,9 +187,14 @@ def _build_model(part: Any, place: str) -> Any:
     return model
 
 
-def _build_augmentations(parts: Any, place: str) -> T.AugmentationList:
+def build_augmentations(parts: Any, place: str) -> T.AugmentationList:
+    """The augmentations of the evaluation.
+
+    Raises:
+        ConfigError: it is no list, or has something else in it.
+    """
     augmentations = _build(parts, place)
-    if not isinstance(augmentations, list):
+    if not isinstance(augmentations, list | ListConfig):
         raise ConfigError(f"{place}: {type(augmentations).__name__} is not a list of augmentations")
     for index, found in enumerate(augmentations):
         if not isinstance(found, T.Augmentation | T.Transform):

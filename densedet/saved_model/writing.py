@@ -62,7 +62,7 @@ def save_model(
         OutputError: the folder holds other files, or cannot be written, also where the disk is
             full.
     """
-    target = Path(folder).expanduser()
+    target = Path(os.path.expanduser(folder))
     _check_free(target)
     model, config = _model_and_config(source, config)
     parts, state = _parts(model, config), _state(model)

@@ -114,6 +114,9 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"more": ["--max-frames", "0"]}, "--max-frames 0"),
         ({"more": ["--precision", "int8"]}, "precision='int8'"),
         ({"override": "model.no_such_key=1"}, "there is no key 'no_such_key'"),
+        ({"override": "dataloader.test.mapper.augmentations=abc"}, "str is not a list of augment"),
+        ({"config": "eva02-b16", "override": "train.seed=1"}, "'eva02-b16' is a CLIP alone"),
+        ({"config": "~nobody-of-this-name/model"}, "no config '~nobody-of-this-name/model'"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(demo, folder, tmp_path, capsys, change, message):

@@ -1,5 +1,7 @@
 """Where tools/demo.py writes, and where it refuses to."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +57,32 @@ def test_the_output_is_a_folder(demo, tmp_path, capsys):
     error = refused(demo, capsys, "--input", "absent.jpg", "--output", tmp_path / "out")
     assert error == f"error: --output {tmp_path / 'out'} is a file; name a folder"
     assert (tmp_path / "out").read_text() == "mine"
+    error = refused(demo, capsys, "--input", "absent.jpg", "--output", tmp_path / "out" / "below")
+    assert error == f"error: --output {tmp_path / 'out'} is a file; name a folder"
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write
+    error = refused(demo, capsys, "--input", "absent.jpg", "--output", tmp_path / "a" / "b")
+    assert error == f"error: --output {tmp_path} cannot be written to; choose another"
+
+
+@pytest.mark.parametrize("option", ["--input", "--output", "--config-file"])
+def test_names_that_the_system_does_not_take_are_one_line(demo, tmp_path, capsys, option):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = {"--input": tmp_path / "a.png", "--output": tmp_path / "out", option: "n" * 300}
+    argv = [str(word) for pair in words.items() for word in pair]
+    assert exit_code(lambda: demo.main([*argv, "--vocabulary", "star"])) == 2
+    assert (
+        capsys.readouterr().err == f"error: {'n' * 300}: File name too long; choose another place\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_phrase_is_refused_at_once(demo, tmp_path, capsys):
+    argv = ["--input", tmp_path, "--output", tmp_path / "out", "--similarity", " "]
+    assert exit_code(lambda: demo.main([*map(str, argv), "--config-file", "absent.py"])) == 2
+    assert capsys.readouterr().err == "error: --similarity is empty: give a phrase\n"
 
 
 def test_a_camera_below_0_is_refused(demo, tmp_path, capsys):
