@@ -244,7 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         count, results = show_film(film, view, args.output / name, args.max_frames)
         what = f"{count} frames"
     write_text(args.output / f"{kind}.json", json.dumps(results))
-    print(f"{what}, {len(results)} {kind}: {args.output}")
+    found = "heat maps" if kind == "similarity" else kind
+    print(f"{what}, {len(results)} {found}: {args.output}")
     return 0
 
 

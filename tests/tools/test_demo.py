@@ -208,12 +208,13 @@ def test_tasks_of_a_panoptic_model(demo, folder, tmp_path):
     assert all(("score" in r) == r["isthing"] for r in segments)
 
 
-def test_similarity(demo, folder, tmp_path):
+def test_similarity(demo, folder, tmp_path, capsys):
     argv = [
         *("--config-file", ZERO_SHOT, "--device", "cpu", "--output", str(tmp_path)),
         *("--input", str(folder / "in"), "--similarity", "red star, or $5"),
     ]
     assert demo.main(argv) == 0
+    assert capsys.readouterr().out == f"3 images, 3 heat maps: {tmp_path}\n"
     found = json.loads((tmp_path / "similarity.json").read_text())
     assert [r["image_id"] for r in found] == [1, 2, 3]
     predictor = Predictor(ZERO_SHOT, device="cpu")
