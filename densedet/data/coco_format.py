@@ -16,15 +16,8 @@ from typing import Any
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from densedet.data.annotation_file import (
-    ID_REMEDY,
-    category_names,
-    image_file_name,
-    is_id,
-    read_annotation_file,
-    vocabulary_ids,
-)
-from densedet.errors import DatasetError
+from densedet.data.annotation_file import ID_REMEDY, is_id, read_annotation_file, vocabulary_ids
+from densedet.data.annotation_reader import AnnotationReader, entry_name
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -120,90 +113,47 @@ def coco_records(
     return [records[i] for i in sorted(records) if not annotated_only or i in annotated]
 
 
-class _Reader:
-    """The checks on one annotation file, and what they say about it."""
+class _Reader(AnnotationReader):
+    """The checks on one annotation file against a vocabulary, and what they say about it."""
 
     def __init__(
         self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary, tolerance: float
     ) -> None:
-        self.path = path
-        self.names = category_names(data, path)
+        super().__init__(path, data)
         self.indices = vocabulary_ids(data, path, vocabulary)
         self.labels = vocabulary.labels
         self.tolerance = tolerance
         self.skipped: Counter[str] = Counter()
-        self.images: dict[int | str, dict[str, Any]] = {}
-        for image in data["images"]:
-            self._add_image(image)
-
-    def error(self, record: str, problem: str) -> DatasetError:
-        return DatasetError(f"annotation file {self.path}: {record} {problem}")
-
-    def _add_image(self, image: dict[str, Any]) -> None:
-        if not isinstance(image, dict) or not {"id", "width", "height"} <= image.keys():
-            raise self.error(f"image {image!r}", "needs 'id', 'width' and 'height'")
-        if not is_id(image["id"], self.images):
-            raise self.error(f"image {image!r}", ID_REMEDY)
-        name = f"image {image['id']}"
-        if image["id"] in self.images:
-            raise self.error(name, "occurs twice; give each image its own id")
-        sides = (image["width"], image["height"])
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            raise self.error(name, f"has size {sides}; width and height are positive whole numbers")
-        if not image_file_name(image):
-            raise self.error(name, "has neither 'file_name' nor a 'coco_url'")
-        self.images[image["id"]] = image
 
     def record(self, image: dict[str, Any], root: str | os.PathLike[str]) -> dict[str, Any]:
         """The dataset dict of an image, without its annotations."""
-        record = {
-            "file_name": os.path.join(os.fspath(root), image_file_name(image)),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
-        record.update({key: image[key] for key in _LVIS_KEYS if key in image})
-        return record
+        lists = {key: image[key] for key in _LVIS_KEYS if key in image}
+        return super().record(image, root) | lists
 
     def annotations(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The annotations, each with the keys that follow, a known image and an id of its own."""
         seen_ids: set[int | str] = set()
         for entry in entries:
-            if not isinstance(entry, dict):
-                raise self.error(f"annotation {entry!r}", "is not an object")
-            missing = {"id", "image_id", "category_id", "bbox"} - entry.keys()
-            if missing:
-                raise self.error(_name(entry), f"lacks {', '.join(sorted(missing))}")
+            self.check_annotation(entry, "id")
             if not is_id(entry["id"], seen_ids):
-                raise self.error(_name(entry), ID_REMEDY)
+                raise self.error(entry_name(entry), ID_REMEDY)
             if entry["id"] in seen_ids:
                 raise self.error(
-                    _name(entry),
+                    entry_name(entry),
                     "has an id that occurs twice; COCO's evaluation would count only one of the "
                     "two: number the annotations anew",
                 )
             seen_ids.add(entry["id"])
-            if entry.get("iscrowd", 0) not in (0, 1):
-                raise self.error(_name(entry), f"has iscrowd={entry['iscrowd']!r}; give 0 or 1")
-            if not is_id(entry["image_id"]) or entry["image_id"] not in self.images:
-                raise self.error(
-                    _name(entry), "belongs to an image that is not in 'images'; add it or drop this"
-                )
         return entries
 
     def category_index(self, entry: dict[str, Any], drop_unlisted: bool) -> int | None:
         """The index in the vocabulary; None for a category to be dropped."""
-        name = self.names.get(entry["category_id"]) if is_id(entry["category_id"]) else None
-        if name is None:
-            raise self.error(
-                _name(entry), f"has category_id {entry['category_id']}, which 'categories' lacks"
-            )
+        name = self.category(entry)
         index = self.indices.get(entry["category_id"])
         if index is None and not drop_unlisted:
             close = difflib.get_close_matches(name, self.labels, n=3)
             raise self.error(
-                _name(entry),
+                entry_name(entry),
                 f"has category {name!r}, which is not in the vocabulary of {len(self.labels)} "
                 f"categories{f' (close: {close})' if close else ''}; add it to the vocabulary, or "
                 "load with drop_unlisted=True",
@@ -235,15 +185,18 @@ class _Reader:
             x, y, width, height = (float(value) for value in entry["bbox"])
         except (TypeError, ValueError) as error:
             raise self.error(
-                _name(entry), f"has box {entry['bbox']!r}; give four numbers x, y, width, height"
+                entry_name(entry),
+                f"has box {entry['bbox']!r}; give four numbers x, y, width, height",
             ) from error
         if not all(map(math.isfinite, (x, y, width, height))):
-            raise self.error(_name(entry), f"has box {entry['bbox']}, which is not finite; mend it")
+            raise self.error(
+                entry_name(entry), f"has box {entry['bbox']}, which is not finite; mend it"
+            )
         image = self.images[entry["image_id"]]
         over = max(-x, -y, x + width - image["width"], y + height - image["height"])
         if over > self.tolerance:
             raise self.error(
-                _name(entry),
+                entry_name(entry),
                 f"has box {entry['bbox']} (x, y, width, height), which reaches {over:g} px outside "
                 f"its image of {image['width']}x{image['height']} px; mend the box or the image's "
                 "size",
@@ -271,7 +224,7 @@ class _Reader:
             return [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
         except (KeyError, TypeError, ValueError) as error:
             raise self.error(
-                _name(entry),
+                entry_name(entry),
                 f"has a segmentation that is neither polygons nor a run-length mask of its image: "
                 f"{error!r}",
             ) from error
@@ -291,7 +244,3 @@ class _Reader:
                 annotated,
                 expected,
             )
-
-
-def _name(entry: dict[str, Any]) -> str:
-    return f"annotation {entry.get('id', '(without id)')} of image {entry.get('image_id', '?')}"

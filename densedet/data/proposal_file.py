@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from densedet.data.annotation_file import is_id
 from densedet.errors import DatasetError
 
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron's own files
@@ -113,16 +114,19 @@ def _from_annotations(content: Any, path: Path) -> dict[str, Proposals]:
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise _error(path, "has no list 'annotations'; give a COCO-format file or a results list")
-    grouped: dict[Any, tuple[list[Any], list[Any]]] = {}
+    grouped: dict[str, tuple[Any, list[Any], list[Any]]] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not {"image_id", "bbox"} <= entry.keys():
-            raise _error(path, f"has the entry {str(entry)[:200]}, which needs 'image_id', 'bbox'")
-        boxes, scores = grouped.setdefault(entry["image_id"], ([], []))
+        if not isinstance(entry, dict) or not is_id(entry.get("image_id")) or "bbox" not in entry:
+            raise _error(path, f"has {entry!r:.200}; give 'bbox' and 'image_id' (number or text)")
+        image_id = entry["image_id"]
+        first, boxes, scores = grouped.setdefault(str(image_id), (image_id, [], []))
+        if first != image_id:
+            raise _error(path, f"has image {image_id} as number and as text; write its id one way")
         boxes.append(entry["bbox"])
         scores.append(entry.get("score"))
     return {
-        str(image_id): _sorted(image_id, boxes, None if None in scores else scores, _XYWH, path)
-        for image_id, (boxes, scores) in grouped.items()
+        key: _sorted(key, boxes, None if None in scores else scores, _XYWH, path)
+        for key, (_, boxes, scores) in grouped.items()
     }
 
 

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from densedet.data.annotation_file import category_names, datasets_root, read_annotation_file
+from densedet.data.annotation_reader import AnnotationReader, entry_name
 from densedet.data.proposal_file import Proposals, read_proposal_file
 from densedet.errors import ConfigError, DatasetError, VocabularyError
 from densedet.vocabulary import Vocabulary
@@ -183,39 +184,23 @@ def register_clipself(root: str | os.PathLike[str] | None = None) -> None:
         register_region_images(name, file, images, hint, annotated_only=annotated_only)
 
 
-class _Reader:
-    """The checks on one annotation file."""
+class _Reader(AnnotationReader):
+    """The checks on one annotation file; boxes are taken as they are."""
 
     def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
-        self.path = path
-        names = category_names(data, path)
-        self.indices = {identifier: rank for rank, identifier in enumerate(sorted(names))}
-        self.classes = [names[identifier] for identifier in self.indices]
-        self.images: list[dict[str, Any]] = data["images"]
+        super().__init__(path, data)
+        self.indices = {identifier: rank for rank, identifier in enumerate(sorted(self.names))}
+        self.classes = [self.names[identifier] for identifier in self.indices]
         self.entries: list[dict[str, Any]] = data["annotations"]
         if not self.images:
             raise self.error("its list 'images'", "is empty; give a file with images")
 
-    def error(self, record: str, problem: str) -> DatasetError:
-        return DatasetError(f"annotation file {self.path}: {record} {problem}")
-
     def records(self, root: str | os.PathLike[str], annotated_only: bool) -> list[dict[str, Any]]:
         """The dicts of the images, by ascending image id."""
-        records: dict[Any, dict[str, Any]] = {}
-        for image in self.images:
-            record = self._record(image, root)
-            if record["image_id"] in records:
-                raise self.error(
-                    f"image {record['image_id']}", "occurs twice; give each image its own id"
-                )
-            records[record["image_id"]] = record
+        records = {i: self.record(image, root) for i, image in self.images.items()}
         for entry in self.entries:
-            annotation = self._annotation(entry)
-            if entry["image_id"] not in records:
-                raise self.error(
-                    _name(entry), "belongs to an image that is not in 'images'; add it or drop this"
-                )
-            records[entry["image_id"]]["annotations"].append(annotation)
+            self.check_annotation(entry)
+            records[entry["image_id"]]["annotations"].append(self._annotation(entry))
         annotated = {
             i: r for i, r in records.items() if not all(a["iscrowd"] for a in r["annotations"])
         }
@@ -223,36 +208,8 @@ class _Reader:
         kept = annotated if annotated_only else records
         return [kept[i] for i in sorted(kept)]
 
-    def _record(self, image: Any, root: str | os.PathLike[str]) -> dict[str, Any]:
-        if not isinstance(image, dict) or not {"id", "width", "height"} <= image.keys():
-            raise self.error(f"image {str(image)[:200]}", "needs 'id', 'width' and 'height'")
-        width, height = image["width"], image["height"]
-        if not all(isinstance(side, int) and side > 0 for side in (width, height)):
-            raise self.error(
-                f"image {image['id']}",
-                f"has size {(width, height)}; width and height are positive whole numbers",
-            )
-        name = image.get("file_name") or "/".join(image.get("coco_url", "").split("/")[-2:])
-        if not name:
-            raise self.error(f"image {image['id']}", "has neither 'file_name' nor a 'coco_url'")
-        return {
-            "file_name": os.path.join(os.fspath(root), name),
-            "height": height,
-            "width": width,
-            "image_id": image["id"],
-            "annotations": [],
-        }
-
-    def _annotation(self, entry: Any) -> dict[str, Any]:
-        if not isinstance(entry, dict):
-            raise self.error(f"annotation {str(entry)[:200]}", "is not an object")
-        missing = {"image_id", "category_id", "bbox"} - entry.keys()
-        if missing:
-            raise self.error(_name(entry), f"lacks {', '.join(sorted(missing))}")
-        if entry["category_id"] not in self.indices:
-            raise self.error(
-                _name(entry), f"has category_id {entry['category_id']}, which 'categories' lacks"
-            )
+    def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
+        self.category(entry)
         return {
             "bbox": self._box(entry),
             "bbox_mode": BoxMode.XYWH_ABS,
@@ -267,15 +224,11 @@ class _Reader:
             box = []
         if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             raise self.error(
-                _name(entry),
+                entry_name(entry),
                 f"has box {entry['bbox']!r}; give four finite numbers x, y, width, height, the "
                 "last two not negative",
             )
         return box
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return f"annotation {entry.get('id', '(without id)')} of image {entry.get('image_id', '?')}"
 
 
 def _add_proposals(

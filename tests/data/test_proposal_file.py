@@ -179,7 +179,14 @@ def test_coco_formats(tmp_path):
     [
         ('[{"image_id": 4', "is not valid JSON"),
         ('{"images": []}', "has no list 'annotations'"),
-        ('[{"image_id": 4}]', "which needs 'image_id', 'bbox'"),
+        ("[4]", r"has 4; give 'bbox' and 'image_id' \(number or text\)"),
+        ('[{"image_id": 4}]', "has {'image_id': 4}; give 'bbox' and 'image_id'"),
+        ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', r"'image_id': \[1\].* \(number or text\)"),
+        ('[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.0.* \(number or text\)"),
+        (
+            '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": "1", "bbox": [5, 6, 7, 8]}]',
+            "has image 1 as number and as text; write its id one way",
+        ),
         ('[{"image_id": 4, "bbox": [1, 2, 3]}]', r"has boxes \(1, 3\)"),
         ('[{"image_id": 4, "bbox": [1, 2, 3, "w"]}]', "boxes of image 4 that are no numbers"),
         ('[{"image_id": 4, "bbox": [1, 2, 3, NaN]}]', "is not finite"),

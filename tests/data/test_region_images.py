@@ -63,6 +63,16 @@ def test_lvis_file_names(write, tiny):
     assert load(path)[0]["file_name"] == str(path.parent / "train2017/a.jpg")
 
 
+def test_annotations_need_no_ids_and_records_have_no_lists_of_lvis(write, tiny):
+    tiny["images"][0]["neg_category_ids"] = [2]
+    del tiny["annotations"][0]["id"], tiny["annotations"][2]["iscrowd"]
+    tiny["annotations"][1]["id"] = tiny["annotations"][2]["id"]
+    records = load(write(tiny))
+    assert [len(record["annotations"]) for record in records] == [2, 1, 0]
+    assert records[1]["annotations"][0]["iscrowd"] == 0
+    assert records[1].keys() == {"file_name", "height", "width", "image_id", "annotations"}
+
+
 def test_usable_by_detectron2(write, tiny):
     """Its loading function prints a histogram of the categories and checks them on the way."""
     path = write(tiny)
@@ -99,6 +109,10 @@ def first(kind: str, **changes):
     return change
 
 
+def set_iscrowd(value):
+    return lambda data: data["annotations"][0].update(iscrowd=value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -116,6 +130,17 @@ def first(kind: str, **changes):
         (first("annotations", bbox="wide"), "annotation 1 of image 3 has box 'wide'"),
         (lambda data: data["annotations"].append(5), "annotation 5 is not an object"),
         (first("categories", name="zebra"), "occurs twice"),
+        (first("images", id="7"), "image {'id': 3,.* cannot be one; give whole numbers, or text"),
+        (first("images", id=[7]), r"image {'id': \[7\],.* cannot be one"),
+        (
+            first("images", file_name=None, coco_url=5),
+            "image 7 has neither 'file_name' nor a 'coco_url'",
+        ),
+        (first("annotations", image_id=[3]), r"annotation 1 of image \[3\] belongs to an image"),
+        (first("annotations", category_id=[2]), r"annotation 1 .* has category_id \[2\], which"),
+        (set_iscrowd(None), "annotation 1 of image 3 has iscrowd=None; give 0 or 1"),
+        (set_iscrowd("no"), "annotation 1 of image 3 has iscrowd='no'; give 0 or 1"),
+        (set_iscrowd(2), "annotation 1 of image 3 has iscrowd=2; give 0 or 1"),
     ],
 )
 def test_faulty_files(write, tiny, change, message):
