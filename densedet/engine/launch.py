@@ -57,6 +57,18 @@ def resolve_device(name: str, option: str = "train.device") -> torch.device:
     return torch.device("cuda", index)
 
 
+def use_device(name: str) -> torch.device:
+    """As `resolve_device`; a GPU is then the current one, which Detectron2's evaluation asks.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = resolve_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def launch(
     job: Callable[..., Any],
     args: tuple[Any, ...] = (),
@@ -76,7 +88,8 @@ def launch(
         dist_url: As ``init_method`` of ``torch.distributed``; "auto" finds a port on one machine.
 
     Raises:
-        ConfigError: more GPUs than there are, or options that contradict each other.
+        ConfigError: more GPUs than there are, several processes for a GPU that ``device`` names,
+            or options that contradict each other.
         SystemExit: a process that was started here failed, and has said why on stderr.
     """
     if under_torchrun():
@@ -126,17 +139,25 @@ def _check_gpus(gpus: int, machines: int, rank: int, device: str, dist_url: str)
             f"CPU leave --num-gpus out, or run 'torchrun --nproc-per-node {max(gpus, 1)}' for "
             "several processes"
         )
+    _check_device(device, gpus * machines)
     if machines < 1 or not 0 <= rank < machines:
         raise ConfigError(f"--machine-rank {rank} does not fit --num-machines {machines}")
     if machines > 1 and dist_url == "auto":
         raise ConfigError("several machines need --dist-url tcp://HOST:PORT of the first machine")
 
 
+def _check_device(device: str, processes: int) -> None:
+    if processes > 1 and device.startswith("cuda:"):
+        raise ConfigError(
+            f"train.device={device}: {processes} processes would share this GPU; use "
+            "train.device=cuda or auto, which gives each its own"
+        )
+
+
 def _run_under_torchrun(job: Callable[..., Any], args: tuple[Any, ...], device: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
-    resolved = resolve_device(device)
-    if resolved.type == "cuda":
-        torch.cuda.set_device(resolved)
+    _check_device(device, world)
+    resolved = use_device(device)
     if world == 1:
         job(*args)
         return

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +15,82 @@ from omegaconf.errors import OmegaConfBaseException
 from densedet.errors import ConfigError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# whether a value fits, and what the message says otherwise
+_Check: TypeAlias = tuple[Callable[[Any], bool], str]
+
+
+def _require(name: str, value: Any, check: _Check) -> None:
+    fits, remedy = check
+    if not fits(value):
+        raise ConfigError(f"train.{name}={value!r:.200}: {remedy}")
+
+
+def _integer(least: int) -> _Check:
+    return lambda value: type(value) is int and value >= least, f"give an integer >= {least}"
+
+
+def _instance(types: type | tuple[type, ...], remedy: str) -> _Check:
+    return lambda value: isinstance(value, types), remedy
+
+
+def _number(fits: Callable[[float], bool], remedy: str) -> _Check:
+    return lambda value: type(value) in (int, float) and fits(value), remedy
+
+
+def _or_null(check: _Check) -> _Check:
+    fits, remedy = check
+    return lambda value: value is None or fits(value), f"{remedy}, or null"
+
+
+_ARGUMENTS = _instance(Mapping, "give a dict of arguments")
+_BOOL = _instance(bool, "give true or false")
+_PATH = (str, os.PathLike)
+_CHECKS: Mapping[str, _Check] = {
+    "output_dir": (lambda value: isinstance(value, _PATH) and bool(value), "give a folder"),
+    "init_checkpoint": _or_null(_instance(_PATH, "give a file")),
+    "max_iter": _integer(1),
+    "precision": (lambda value: value in list(PRECISIONS), f"choose {', '.join(PRECISIONS)}"),
+    "grad_scaler": _or_null(_ARGUMENTS),
+    "clip_grad": _or_null(_instance(Mapping, "give a dict like {max_norm: 1.0, norm_type: 2.0}")),
+    "ddp": _ARGUMENTS,
+    "sync_batch_norm": _BOOL,
+    "checkpointer": _instance(Mapping, "give a dict like {period: 5000, max_to_keep: 5}"),
+    "eval_period": _integer(0),
+    "log_period": _integer(1),
+    "device": _instance(str, "choose auto, cpu, cuda, cuda:N or mps"),
+    "seed": _integer(0),
+    "num_threads": _or_null(_integer(1)),
+    "hooks": (
+        lambda value: isinstance(value, Sequence) and not isinstance(value, str),
+        "give a list of L(...)(...)",
+    ),
+}
+# the arguments of Detectron2's PeriodicCheckpointer and of torch's clip_grad_norm_, behind the one
+# that is needed
+_PARTS: Mapping[str, tuple[str, Mapping[str, _Check]]] = {
+    "checkpointer": (
+        "period",
+        {
+            "period": _number(lambda value: 1 <= value < math.inf, "give a number >= 1"),
+            "max_to_keep": _or_null(_integer(1)),
+            "max_iter": _or_null(_integer(1)),
+            "file_prefix": _instance(str, "give the start of the file names"),
+        },
+    ),
+    "clip_grad": (
+        "max_norm",
+        {
+            "max_norm": _number(lambda value: value > 0, "give a number > 0"),
+            "norm_type": (
+                lambda value: value == "inf" or type(value) in (int, float),
+                "give a number or inf",
+            ),
+            "error_if_nonfinite": _BOOL,
+            "foreach": _or_null(_BOOL),
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -40,21 +118,16 @@ class TrainOptions:
     hooks: list[Any]
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            names = ", ".join(PRECISIONS)
-            raise ConfigError(f"train.precision={self.precision!r} is none of {names}")
-        for name, least in (("max_iter", 1), ("log_period", 1), ("eval_period", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"train.{name}={value!r} is not an integer of at least {least}")
-        if not isinstance(self.sync_batch_norm, bool):
-            raise ConfigError(f"train.sync_batch_norm={self.sync_batch_norm!r} is not a bool")
-        if self.clip_grad is not None and not self.clip_grad.get("max_norm", 0) > 0:
-            raise ConfigError("train.clip_grad needs max_norm > 0, or is null")
-        if not self.checkpointer.get("period", 0) >= 1:
-            raise ConfigError("train.checkpointer needs a period of at least 1")
-        if not self.output_dir:
-            raise ConfigError("train.output_dir is empty")
+        for name, check in _CHECKS.items():
+            _require(name, getattr(self, name), check)
+        for name, (needed, checks) in _PARTS.items():
+            part = getattr(self, name)
+            for key in () if part is None else (needed, *part):
+                if key not in checks:
+                    raise ConfigError(
+                        f"train.{name}.{key} is unknown; there is {', '.join(checks)}"
+                    )
+                _require(f"{name}.{key}", part.get(key), checks[key])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,13 +153,13 @@ def train_options(cfg: DictConfig) -> TrainOptions:
     if missing:
         raise ConfigError(f"train.{missing[0]} is missing; start from configs/common/train.py")
     try:
-        values = {name: cfg.train[name] for name in names if name != "hooks"}
+        values = {name: cfg.train[name] for name in names}
         values = {
             name: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
+            if OmegaConf.is_config(value) and name != "hooks"
             else value
             for name, value in values.items()
         }
     except OmegaConfBaseException as error:
         raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
-    return TrainOptions(**values, hooks=cfg.train.hooks)
+    return TrainOptions(**values)

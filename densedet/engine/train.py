@@ -37,7 +37,7 @@ from densedet.engine.hooks import (
     SeedEveryStep,
     seed_everything,
 )
-from densedet.engine.launch import resolve_device
+from densedet.engine.launch import use_device
 from densedet.engine.options import TrainOptions, train_options
 from densedet.engine.schedule import PolyFloor
 from densedet.engine.testing import (
@@ -184,7 +184,7 @@ def prepare_output_dir(path: str) -> None:
 
 
 def _prepare(cfg: DictConfig, options: TrainOptions) -> torch.device:
-    device = resolve_device(options.device)
+    device = use_device(options.device)
     prepare_output_dir(options.output_dir)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from densedet.engine.checkpoint import load_trained
 from densedet.engine.config import build
 from densedet.engine.hooks import seed_everything
-from densedet.engine.launch import resolve_device
+from densedet.engine.launch import use_device
 from densedet.engine.options import train_options
 from densedet.engine.testing import (
     RESULTS_FILE,
@@ -140,7 +140,7 @@ def run_studies(
         VocabularyError: the model cannot follow another vocabulary.
     """
     options = train_options(cfg)
-    device = resolve_device(options.device)
+    device = use_device(options.device)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     seed_everything(studies.seed)

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from densedet.engine.config import apply_overrides, build, check_arguments, load_config
-from densedet.engine.options import TrainOptions, train_options
 from densedet.errors import ConfigError, DatasetError
 
 
@@ -131,36 +130,3 @@ def test_a_missing_config_is_looked_up_in_the_model_zoo():
     with pytest.raises(ConfigError, match=r"no config 'configs/common/trian' in densedet's model"):
         load_config("configs/common/trian")
     assert load_config("configs/common/train").train.seed == 0
-
-
-def test_train_options_equal_the_keys_of_the_common_config(load_tiny):
-    cfg = load_config("configs/common/train.py")
-    assert list(cfg.train) == [name for name in TrainOptions.__dataclass_fields__]
-    assert train_options(cfg).clip_grad is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"max_itr": 3}, r"train.max_itr is unknown; did you mean max_iter\?"),
-        ({"precision": "fp8"}, "train.precision='fp8' is none of fp32, bf16, fp16"),
-        ({"max_iter": 0}, "train.max_iter=0 is not an integer of at least 1"),
-        ({"seed": -1}, "train.seed=-1 is not an integer of at least 0"),
-        ({"clip_grad": {"max_norm": 0}}, "train.clip_grad needs max_norm > 0"),
-        ({"checkpointer": {}}, "train.checkpointer needs a period of at least 1"),
-    ],
-)
-def test_train_options_are_checked(change, message):
-    cfg = load_config("configs/common/train.py")
-    cfg.train.update(change)
-    with pytest.raises(ConfigError, match=message):
-        train_options(cfg)
-
-
-def test_a_missing_option_is_named():
-    cfg = load_config("configs/common/train.py")
-    del cfg.train["seed"]
-    with pytest.raises(ConfigError, match="train.seed is missing"):
-        train_options(cfg)
-    with pytest.raises(ConfigError, match="the config has no 'train'"):
-        train_options(DictConfig({}))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from densedet.engine.launch import _run_child, launch, resolve_device
+from densedet.engine.options import train_options
+from densedet.engine.train import _prepare
 from densedet.errors import ConfigError
 
 
@@ -55,6 +57,14 @@ def test_one_process_is_this_one(gpus):
         ({"num_gpus": 3}, "torch sees 2 CUDA devices; .*torchrun --nproc-per-node 3"),
         ({"num_gpus": 0}, "--num-gpus 0"),
         ({"num_gpus": 2, "device": "cpu"}, "train.device=cpu"),
+        (
+            {"num_gpus": 2, "device": "cuda:0"},
+            "train.device=cuda:0: 2 processes would share this GPU; use train.device=cuda or auto",
+        ),
+        (
+            {"num_machines": 2, "device": "cuda:1"},
+            "train.device=cuda:1: 2 processes would share this GPU",
+        ),
         ({"num_gpus": 1, "num_machines": 2, "machine_rank": 2}, "--machine-rank 2 does not fit"),
         ({"num_machines": 2}, "several machines need --dist-url"),
     ],
@@ -63,6 +73,33 @@ def test_what_cannot_be_launched(gpus, options, message):
     gpus(2)
     with pytest.raises(ConfigError, match=message):
         launch(pytest.fail, ("started",), **options)
+
+
+def test_a_gpu_by_its_number_is_for_one_process(gpus, monkeypatch):
+    gpus(2)
+    current, seen = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    launch(seen.append, ("alone",), device="cuda:1", num_gpus=1)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    launch(seen.append, ("torchrun",), device="cuda:1")
+    assert (seen, current) == (["alone", "torchrun"], [torch.device("cuda", 1)])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", pytest.fail)
+    with pytest.raises(ConfigError, match="train.device=cuda:1: 2 processes would share this GPU"):
+        launch(pytest.fail, ("started",), device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("device", "current"), [("cuda:1", [torch.device("cuda", 1)]), ("cpu", [])]
+)
+def test_a_job_makes_its_gpu_the_current_one(gpus, monkeypatch, load_tiny, device, current):
+    gpus(2)
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    cfg = load_tiny("plain", f"train.device={device}")
+    assert _prepare(cfg, train_options(cfg)) == torch.device(device)
+    assert calls == current
 
 
 def test_wrong_input_in_a_child_is_one_line_and_code_2(capsys):
