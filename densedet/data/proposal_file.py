@@ -96,6 +96,8 @@ def _from_detectron2(content: Any, path: Path) -> dict[str, Proposals]:
     mode = content.get("bbox_mode", _XYXY)
     if mode not in (_XYXY, _XYWH):
         raise _error(path, f"has bbox_mode {mode!r}; write XYXY_ABS or XYWH_ABS")
+    if not all(isinstance(part, list | tuple | np.ndarray) for part in (ids, boxes, scores)):
+        raise _error(path, "has ids, boxes or scores that are no list; give a file of Detectron2")
     if not len(ids) == len(boxes) == len(scores):
         raise _error(
             path,

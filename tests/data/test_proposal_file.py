@@ -143,6 +143,7 @@ def test_only_data_is_read(write, data, asked):
         ([1, 2], "holds no dict"),
         ({"ids": [1], "boxes": BOXES[:1]}, "lacks objectness_logits"),
         (content(ids=[7]), "has 1 ids, 2 arrays of boxes and 2 of scores"),
+        (content(ids=5), "are no list; give a file of Detectron2"),
         (content(ids=[7, 7]), "has image 7 twice"),
         (content(boxes=[BOXES[0][:, :3], BOXES[1]]), r"has boxes \(3, 3\) and scores \(3,\)"),
         (content(objectness_logits=SCORES[::-1]), r"has boxes \(3, 4\) and scores \(0,\)"),
