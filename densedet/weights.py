@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,12 +78,33 @@ def write_torch_file(path: PathLike, content: Any) -> None:
         OutputError: it cannot be written, also where the disk is full.
     """
     with atomic_path(path) as temporary, writing(path), open(temporary, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's, about the archive that the disk cut off
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        kept: Any = _FirstError(file)
+        torch.save(content, kept)
+        if kept.error is not None:
+            raise kept.error
+
+
+class _FirstError:
+    """A file for torch's writer of archives, which would end the process at an error of the disk.
+
+    Attributes:
+        error: the first one; nothing is written after it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """The file is flushed when it is closed."""
 
 
 def damaged(path: PathLike, reason: object) -> str:
