@@ -243,6 +243,7 @@ def test_what_detectron2_uses_of_torch_is_not_warned_of(tmp_path):
     warned = {}
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    torch.set_warn_always(True)  # some are given once a process
     try:
         for hushed in (False, True):
             with warnings.catch_warnings(record=True) as caught:
@@ -254,5 +255,6 @@ def test_what_detectron2_uses_of_torch_is_not_warned_of(tmp_path):
                     use()
                     warned[name, hushed] = [str(warning.message) for warning in caught]
     finally:
+        torch.set_warn_always(False)
         torch.distributed.destroy_process_group()
     assert all(warned[name, False] and not warned[name, True] for name in uses), warned
