@@ -215,7 +215,8 @@ def _tensors(path: Path, content: Any) -> StateDict:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(map(_is_name, content)):
+    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    if not named or not content:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not named weights; "
             "save torch.save(model.state_dict(), path)"
@@ -233,10 +234,6 @@ def _tensors(path: Path, content: Any) -> StateDict:
             "save torch.save(model.state_dict(), path)"
         )
     return state
-
-
-def _is_name(key: object) -> bool:
-    return isinstance(key, str)
 
 
 def _widened(tensor: Tensor) -> Tensor:

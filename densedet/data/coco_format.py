@@ -183,7 +183,7 @@ class _Reader(AnnotationReader):
         """The box clipped to the image, XYWH in pixels; None without area."""
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.error(
                 entry_name(entry),
                 f"has box {entry['bbox']!r}; give four numbers x, y, width, height",

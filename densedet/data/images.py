@@ -1,6 +1,5 @@
 """Reading images."""
 
-import logging
 import os
 import struct
 import threading
@@ -14,8 +13,6 @@ from detectron2.data import detection_utils
 from PIL import Image, ImageFile
 
 from densedet.errors import DatasetError, ImageError
-
-logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION, _EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
 _LABEL_MODES = MappingProxyType({8: ("L", "P"), 16: ("I;16", "I;16L", "I;16B")})  # Pillow's

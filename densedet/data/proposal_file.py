@@ -137,7 +137,7 @@ def _sorted(image_id: Any, boxes: Any, scores: Any | None, mode: int, path: Path
         found = _floats(boxes)
         found = found.reshape(0, 4) if found.size == 0 else found
         values = None if scores is None else _floats(scores)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _error(path, f"has boxes of image {image_id} that are no numbers: {error}") from error
     if found.shape[1:] != (4,) or (values is not None and values.shape != found.shape[:1]):
         raise _error(

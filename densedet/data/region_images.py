@@ -220,7 +220,7 @@ class _Reader(AnnotationReader):
     def _box(self, entry: dict[str, Any]) -> list[float]:
         try:
             box = [float(value) for value in entry["bbox"]]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             box = []
         if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             raise self.error(

@@ -4,7 +4,6 @@ The loss is CLIP's (Radford et al., arXiv 2103.00020, section 2.3) with soft tar
 the same content words are positives of each other.
 """
 
-import logging
 import math
 import re
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from densedet.data.shapes_world_scenes import make_pair
-
-logger = logging.getLogger(__name__)
 
 _FUNCTION_WORDS = frozenset(
     ("a", "the", "an", "and", "on", "of", "is", "there", "with", "photo", "picture", "image")

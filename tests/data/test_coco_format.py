@@ -177,6 +177,7 @@ BROKEN = {
     "left of the image": (_change("annotations", 0, "bbox", [-3, 5, 9, 9]), "3 px outside"),
     "over the lower border": (_change("annotations", 1, "bbox", [30, 30, 9, 22]), "2 px outside"),
     "nan": (_change("annotations", 1, "bbox", [30, NAN, 9, 9]), "annotation 2 .*not finite"),
+    "huge": (_change("annotations", 1, "bbox", [30, 10**400, 9, 9]), "four numbers"),
     "three numbers": (_change("annotations", 1, "bbox", [30, 30, 9]), "four numbers"),
     "no box": (_drop("annotations", 1, "bbox"), "annotation 2 of image 3 lacks bbox"),
     "id a list": (_change("annotations", 1, "id", [2]), r"annotation \[2\] .* cannot be one; give"),

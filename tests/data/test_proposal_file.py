@@ -181,6 +181,10 @@ def test_coco_formats(tmp_path):
         ('[{"image_id": 4', "is not valid JSON"),
         ('{"images": []}', "has no list 'annotations'"),
         ("[4]", r"has 4; give 'bbox' and 'image_id' \(number or text\)"),
+        (
+            f'[{{"image_id": 1, "bbox": [1, 2, 3, {10**400}]}}]',
+            "boxes of image 1 that are no numbers",
+        ),
         ('[{"image_id": 4}]', "has {'image_id': 4}; give 'bbox' and 'image_id'"),
         ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', r"'image_id': \[1\].* \(number or text\)"),
         ('[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.0.* \(number or text\)"),

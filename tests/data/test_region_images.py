@@ -127,6 +127,7 @@ def set_iscrowd(value):
         (first("annotations", bbox=[1, 2, 3]), r"annotation 1 of image 3 has box \[1, 2, 3\]"),
         (first("annotations", bbox=[1, 2, -3, 4]), r"annotation 1 of image 3 has box \[1, 2, -3"),
         (first("annotations", bbox=[1, 2, float("nan"), 4]), "annotation 1 of image 3 has box"),
+        (first("annotations", bbox=[1, 2, 10**400, 4]), "annotation 1 of image 3 has box"),
         (first("annotations", bbox="wide"), "annotation 1 of image 3 has box 'wide'"),
         (lambda data: data["annotations"].append(5), "annotation 5 is not an object"),
         (first("categories", name="zebra"), "occurs twice"),
