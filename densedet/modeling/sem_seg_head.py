@@ -8,6 +8,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, S
 from torch import Tensor, nn
 
 from densedet.modeling.checks import check_choice
+from densedet.modeling.image_sizes import apart
 from densedet.modeling.pixel_loss import Mean, pixel_cross_entropy
 
 
@@ -35,10 +36,18 @@ class SegmentationHead(SemSegFPNHead):
         self.mean: Mean = mean
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Levels ``[B, C, h, w]`` to logits ``[B, K, H, W]`` at the common stride."""
+        """Levels ``[B, C, h, w]`` to logits ``[B, K, H, W]`` at the common stride.
+
+        Images of several sizes are seen apart, see `densedet.modeling.image_sizes`; the logits are
+        0 in the padding.
+        """
+        levels = {name: features[name] for name in self.in_features}
+        return apart(self, levels, self._logits)["logits"]
+
+    def _logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         levels = zip(self.scale_heads, self.in_features, strict=True)
         summed = reduce(add, (head(features[name]) for head, name in levels))
-        return self.predictor(self.dropout(summed))
+        return {"logits": self.predictor(self.dropout(summed))}
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits, resized bilinearly to the labels.

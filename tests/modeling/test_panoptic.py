@@ -60,7 +60,7 @@ def make_panoptic(make_rcnn):
         if not dense:
             rcnn.backbone._dense_shape = {}
         combination = {
-            "combine_stuff_area_thresh": 0,
+            "combine_stuff_area_thresh": 1,
             "combine_instances_score_thresh": 0.0,
             **settings,
         }

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
 from densedet.clip import ClipVisual
+from densedet.modeling.image_sizes import apart
 from densedet.modeling.weight_state import weight_state
 
 DENSE_FEATURE = "vlm"
@@ -22,6 +23,10 @@ class ClipBackbone(Backbone):
 
     The dense map (``"vlm"``, unit norm, D channels) is what region scores are ensembled with at
     test time (CLIPSelf, arXiv 2310.01403, F-ViT detector); training does not compute it.
+
+    The features of an image do not depend on its neighbours in the batch: images of several sizes
+    go through the tower by size, see `densedet.modeling.image_sizes`, and the maps are zero in the
+    padding.
 
     Args:
         visual: the tower.
@@ -97,12 +102,12 @@ class ClipBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (B, 3, H, W) -> taps (B, C, h, w); in evaluation also ``"vlm"``."""
-        if not self.frozen:
-            return self._features(images)
-        with torch.no_grad():
-            if self.training or not self.cache_size:
-                return self._features(images)
-            return self._cached_features(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return apart(self, {"images": images}, self._encode)
+
+    def _encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        cached = self.cache_size and not self.training
+        return (self._cached_features if cached else self._features)(inputs["images"])
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         dense = self.dense and not self.training

@@ -5,6 +5,7 @@ expects a level called "p5"; a ViT with patches of 14 pixels has strides 3.5, 7,
 pyramids here name levels by position and know their exact strides.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -14,6 +15,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from densedet.modeling.backbone.clip_backbone import DENSE_FEATURE
+from densedet.modeling.image_sizes import apart, hand_on
 
 
 def resize_layers(scale: float, channels: int, norm: str) -> list[nn.Module]:
@@ -53,7 +55,10 @@ def _resizer(scale: float, channels: int, norm: str) -> nn.Module:
 
 
 class _OverBackbone(Backbone):
-    """What the pyramids share: shapes by name, and the dense map handed through."""
+    """What the pyramids share: shapes by name, and the dense map handed through.
+
+    Images of several sizes are seen apart, as in the tower, unless a batch norm is being trained.
+    """
 
     def __init__(self, bottom_up: Backbone, coarsest_stride: float) -> None:
         super().__init__()
@@ -76,6 +81,16 @@ class _OverBackbone(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and (possibly fractional) strides of every output."""
         return {**self._shapes, **self._dense_shape}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W) -> the outputs by name, (B, C, h, w)."""
+        levels = apart(self, {"images": images}, lambda inputs: self._levels(inputs["images"]))
+        strides = {n: shape.stride for n, shape in self.output_shape().items() if n in levels}
+        return hand_on(images, levels, strides)
+
+    @abstractmethod
+    def _levels(self, images: Tensor) -> dict[str, Tensor]:
+        """As `forward`."""
 
     def _with_dense(self, outputs: dict[str, Tensor], taps: dict[str, Tensor]) -> dict[str, Tensor]:
         if DENSE_FEATURE in taps:
@@ -116,8 +131,7 @@ class TapPyramid(_OverBackbone):
         for level, (name, stride) in enumerate(zip(in_features, strides, strict=True), start=2):
             self._shapes[f"res{level}"] = ShapeSpec(channels=taps[name].channels, stride=stride)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W) -> {"res2": (B, C, H / stride, W / stride), ...}."""
+    def _levels(self, images: Tensor) -> dict[str, Tensor]:
         taps = self.bottom_up(images)
         outputs = {
             level: resize(taps[name])
@@ -183,8 +197,7 @@ class PyramidFPN(_OverBackbone):
         for level, stride in enumerate(strides, start=2):
             self._shapes[f"p{level}"] = ShapeSpec(channels=out_channels, stride=stride)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W) -> {"p2": (B, out_channels, h, w), ...}."""
+    def _levels(self, images: Tensor) -> dict[str, Tensor]:
         taps = self.bottom_up(images)
         merged: list[Tensor] = []
         for name, lateral in zip(self.in_features[::-1], list(self.lateral)[::-1], strict=True):

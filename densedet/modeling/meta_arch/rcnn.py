@@ -9,12 +9,18 @@ from detectron2.structures import ImageList, Instances
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError
 from densedet.modeling.backbone.statistics import fill_statistics
+from densedet.modeling.image_sizes import ImagesApart
 from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
 from densedet.modeling.roi_heads import OpenVocabularyROIHeads
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRCNN(OpenVocabularyModel, GeneralizedRCNN):
+class ClosedSetRCNN(ImagesApart, GeneralizedRCNN):
+    """`GeneralizedRCNN` on a `ClipBackbone`: images of several sizes are seen apart."""
+
+
+@META_ARCH_REGISTRY.register()
+class OpenVocabularyRCNN(OpenVocabularyModel, ImagesApart, GeneralizedRCNN):
     """`GeneralizedRCNN` whose classes are a vocabulary, replaceable at any time.
 
     ``pred_classes`` and, in training, ``gt_classes`` are indices into the vocabulary.

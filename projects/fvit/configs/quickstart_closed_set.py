@@ -6,7 +6,6 @@ construction; it trains twice as long, to a fair seen AP.
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
@@ -14,10 +13,12 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from densedet.modeling.meta_arch import ClosedSetRCNN
+
 from ....configs.common.clip_statistics import pixel_mean, pixel_std
 from .quickstart import clip, dataloader, lr_multiplier, model, optimizer, train
 
-model._target_ = GeneralizedRCNN
+model._target_ = ClosedSetRCNN
 del model.vocabulary, model.embedder
 model.update(pixel_mean=pixel_mean, pixel_std=pixel_std)
 model.roi_heads._target_ = StandardROIHeads
