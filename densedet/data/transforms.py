@@ -17,9 +17,10 @@ def large_scale_jitter(
     """Large-scale jitter for training (Ghiasi et al., arXiv 2012.07177; F-ViT, arXiv 2310.01403).
 
     The image is resized, keeping its aspect ratio, to fit a square of ``size * U(min_scale,
-    max_scale)``, cropped at random to at most ``size`` x ``size``, and flipped horizontally. It is
-    not padded here: Detectron2's ``FixedSizeCrop`` pads with grey before normalisation, whereas
-    ``ImageList`` pads with zeros after it, as F-ViT does.
+    max_scale)``, cropped at random to at most ``size`` x ``size``, and flipped horizontally. Row
+    and column of the crop are drawn apart: Detectron2's ``FixedSizeCrop`` draws one number for the
+    two, and what lies off a diagonal of the image is never seen. It also pads with grey before
+    normalisation; here ``ImageList`` pads with zeros after it, as F-ViT does.
 
     Args:
         size: side of the training square, pixels.
@@ -30,7 +31,7 @@ def large_scale_jitter(
     _check_size(size)
     return [
         _ResizeScale(min_scale, max_scale, size, size),
-        T.FixedSizeCrop((size, size), pad=False),
+        T.RandomCrop("absolute", (size, size)),
         T.RandomFlip(prob=flip, horizontal=True),
     ]
 

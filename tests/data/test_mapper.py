@@ -166,6 +166,22 @@ def test_large_scale_jitter() -> None:
     assert 0.4 < flips / 300 < 0.6
 
 
+def test_large_scale_jitter_draws_row_and_column_apart() -> None:
+    """At twice the size every part of the image is seen, whatever row and column it has."""
+    augmentations = T.AugmentationList(large_scale_jitter(64, 2.0, 2.0, flip=0.0))
+    np.random.seed(0)
+    seen = np.zeros((96, 128), dtype=bool)
+    corners = []
+    for _ in range(400):
+        crop = augmentations(T.AugInput(np.zeros((96, 128, 3), dtype=np.uint8))).transforms[1]
+        corners.append((crop.y0, crop.x0))
+        seen[crop.y0 : crop.y0 + crop.h, crop.x0 : crop.x0 + crop.w] = True
+    rows, columns = np.array(corners).T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 32, 0, 64)
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.15
+    assert seen.mean() > 0.99
+
+
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [(427, 640, (427, 640)), (240, 320, (480, 640)), (1333, 750, (640, 360)), (7, 7, (640, 640))],
