@@ -42,9 +42,10 @@ class EvaVisual(TokenVisual):
         patches = trunk.patch_embed.proj(images)
         grid = tuple(patches.shape[2:])
         patches = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2))
-        cls = trunk.cls_token.expand(len(patches), -1, -1).to(patches.dtype)
+        cls = trunk.cls_token.expand(len(patches), -1, -1)
         positions = resample_positions(trunk.pos_embed, grid, trunk.patch_embed.grid_size)
-        return torch.cat([cls, patches], dim=1) + positions.to(patches.dtype)
+        # under autocast the sum is fp32, and so are the residuals of all blocks, as timm has them
+        return torch.cat([cls.to(positions.dtype), patches], dim=1) + positions
 
     def _run_block(self, index: int, tokens: Tensor, grid: Grid) -> Tensor:
         rope = None if self.rotary is None else self.rotary(grid, tokens.device)

@@ -41,8 +41,8 @@ def pool_boxes(dense: Tensor, boxes: Sequence[Tensor], stride: float) -> Tensor:
     kind = torch.promote_types(dense.dtype, torch.float32)
     corners = torch.cat([b.detach().to(dense.device, kind) for b in boxes])
     corners = corners * (1.0 / stride) - 0.5
-    rows = _axis_weights(corners[:, 1], corners[:, 3], height).to(dense.dtype).split(counts)
-    columns = _axis_weights(corners[:, 0], corners[:, 2], width).to(dense.dtype).split(counts)
+    rows = _axis_weights(corners[:, 1], corners[:, 3], height).split(counts)
+    columns = _axis_weights(corners[:, 0], corners[:, 2], width).split(counts)
     step = max(1, _CHUNK // (height * width))
     pooled = [
         _weighted(image, (r[:, :, None] * c[:, None, :]).flatten(1))
@@ -76,7 +76,7 @@ def pool_masks(dense: Tensor, masks: Sequence[Tensor]) -> Tensor:
             )
         weights = image_masks.detach().to(dense.device, kind).flatten(1)
         weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-12)
-        pooled.append(_weighted(image, weights.to(dense.dtype)))
+        pooled.append(_weighted(image, weights))
     return torch.cat(pooled)
 
 
@@ -110,8 +110,8 @@ def _check_batch(dense: Tensor, regions: Sequence[Tensor], what: str) -> None:
 
 
 def _weighted(image: Tensor, weights: Tensor) -> Tensor:
-    """``weights [K, h * w]`` times ``image [D, h, w]``: ``[K, D]``."""
-    return _product(weights, image.flatten(1).T)
+    """``weights [K, h * w]``, fp32 at least, times ``image [D, h, w]``: ``[K, D]`` in its dtype."""
+    return _product(weights, image.flatten(1).T.to(weights.dtype)).to(image.dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

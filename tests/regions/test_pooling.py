@@ -108,6 +108,27 @@ def test_autocast_does_not_lower_the_precision() -> None:
     assert torch.equal(found, pool_boxes(dense_map(), boxes, STRIDE))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)],
+)
+def test_weights_of_a_lower_precision_map_are_not_rounded(
+    dtype: torch.dtype, autocast: bool
+) -> None:
+    """The result is that of the map in fp32, rounded once; rounded weights would be off by more."""
+    dense, boxes = dense_map(), random_boxes(40, 0, 190, 5)
+    cells = torch.rand(40, *dense.shape[2:], generator=torch.Generator().manual_seed(1))
+    lists, masks = [boxes] * len(dense), [cells] * len(dense)
+    low = dense.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = pool_boxes(low, lists, 16.0), pool_masks(low, masks)
+    expected = pool_boxes(low.float(), lists, 16.0), pool_masks(low.float(), masks)
+    for low_vectors, vectors in zip(found, expected, strict=True):
+        assert low_vectors.dtype == dtype and vectors.abs().max() > 0.1
+        eps = torch.finfo(dtype).eps / 2  # of one rounding to the nearest
+        torch.testing.assert_close(low_vectors.float(), vectors, rtol=1.01 * eps, atol=1e-6)
+
+
 def test_box_of_whole_cells_is_their_mean() -> None:
     dense = torch.zeros(1, 1, 8, 8)
     dense[0, 0, 2, 3:5] = torch.tensor([1.0, 5.0])
