@@ -1,5 +1,8 @@
 """Every config of the project is built; large ones on the meta device."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from detectron2.config import LazyCall as L
@@ -30,8 +33,11 @@ def has_roi_heads(name):
     return not name.startswith(CLIPSELF) or "detector" in name
 
 
+read = functools.cache(model_zoo.get_config)
+
+
 def load(name):
-    cfg = model_zoo.get_config(name)
+    cfg = copy.deepcopy(read(name))
     without_weights(cfg)
     if "label_vocabulary" in cfg:  # the file of pseudo-labels is made by the user
         cfg.label_vocabulary = L(Vocabulary.parse)(text="cat,kitten;dog")
@@ -120,6 +126,32 @@ def test_the_released_recipes_of_clipself(name, blocks, size, alpha, iterations,
     else:
         assert regions.enlarge == (1.5 if "proposals" in name else 1.0)
         assert regions.shuffle is ("proposals" in name)
+
+
+# folder and beginning of a config -> learning rate and the images a step that it is for
+RATES = {
+    "projects/clipself/configs/": (1e-5, 16),
+    "projects/fvit/configs/": (1e-4, 64),
+    "projects/panoptic_fpn/configs/c": (1e-4, 64),  # heads and optimizer of F-ViT
+    "projects/denseclip/configs/ade20k_": (1e-4, 32),
+    "projects/denseclip/configs/coco_retinanet_": (1e-4, 16),
+    "projects/denseclip/configs/coco_mask_rcnn_": (2e-4, 16),
+    "projects/icpc/configs/": (1e-4, 16),
+    "projects/language_bridge/configs/": (1e-4, 32),
+}
+# recipes of this project on the tiny CLIP; and each process of the released CLIPSelf was by itself
+OTHER_RATES = ("quickstart", "custom_tiny", "unsynchronised", "zero_shot")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if not any(part in name for part in OTHER_RATES)]
+)
+def test_the_learning_rate_is_for_the_images_a_step(name):
+    (rate, images), *others = [RATES[start] for start in RATES if name.startswith(start)]
+    assert not others
+    cfg = read(name)
+    expected = rate * cfg.dataloader.train.total_batch_size / images
+    assert cfg.optimizer.lr == pytest.approx(expected, rel=1e-9)
 
 
 def test_levels_of_backbone_rpn_and_heads_agree(detector):

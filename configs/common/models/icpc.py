@@ -42,7 +42,7 @@ def condition(model, level_channels, dense_level):
 
 
 def use_recipe(dataloader, optimizer, train):
-    """Batches of 16, no decay of norms, gradients clipped to a norm of 1."""
+    """Batches of 16 at DenseCLIP's rate for 32, no decay of norms, gradients clipped to 1."""
     dataloader.train.total_batch_size = 16
     optimizer.params.update(weight_decays=None, weight_decay_norm=0.0)
     train.clip_grad = dict(max_norm=1.0, norm_type=2.0)

@@ -12,9 +12,10 @@ from ....configs.common.schedule import step as lr_multiplier
 from ...fvit.configs.ov_coco_eva_b16 import clip, model, optimizer, train
 
 model.vocabulary.name = "coco_panoptic"
-model.backbone.bottom_up.bottom_up.square_size = 0  # pictures of any shape
+model.backbone.bottom_up.bottom_up.square_size = 0  # images of any shape
 model.roi_heads.update(_mask_branch)
 make_panoptic(model, norm="GN")
+optimizer.lr = 1e-4 * 16 / 64  # that of F-ViT is for 64 images a step
 
 # 118,287 images / 16 = 7,393 iterations an epoch; 12.2 epochs ("1x"), x 0.1 after 60,000 and 80,000
 # 3x: train.max_iter=270000 lr_multiplier.milestones=[210000,250000]

@@ -6,7 +6,7 @@ from ...fvit.configs.ov_coco_rn50 import clip, model
 from .coco_eva_b16 import dataloader, lr_multiplier, optimizer, train
 
 model.vocabulary.name = "coco_panoptic"
-model.backbone.bottom_up.square_size = 0  # pictures of any shape
+model.backbone.bottom_up.square_size = 0  # images of any shape
 model.roi_heads.update(_mask_branch)
 make_panoptic(model, norm="GN")
 train.output_dir = "output/panoptic_fpn/coco_rn50"
