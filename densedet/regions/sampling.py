@@ -112,7 +112,8 @@ class BoxRegions:
 
     In this order: the boxes are shuffled, the first ``max_regions`` are taken, and those of another
     area than allowed are dropped, so that fewer may remain. If none does, the upper left sixteenth
-    of the image, (0, 0, w/4, h/4), not enlarged, is the only region, with label -1.
+    of the image, (0, 0, w // 4, h // 4), at least a pixel wide and high and not enlarged, is the
+    only region, with label -1.
 
     The defaults are CLIPSelf's for proposals, which it reads as annotations. For its RegionCLIP
     baseline: ``shuffle=False, enlarge=1, min_area=0, max_area=inf``.
@@ -178,7 +179,7 @@ class BoxRegions:
 
 def _fallback(image_size: tuple[int, int], labelled: bool) -> Regions:
     height, width = image_size
-    box = torch.tensor([[0, 0, width / 4, height / 4]])
+    box = torch.tensor([[0.0, 0.0, max(1, width // 4), max(1, height // 4)]])
     labels = torch.tensor([-1]) if labelled else None
     return Regions(box, crop_rectangles(box, image_size), labels)
 

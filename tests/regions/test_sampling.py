@@ -127,10 +127,15 @@ def test_shuffling_comes_before_the_limit():
 
 
 @pytest.mark.parametrize("boxes", [[], [[0, 0, 5, 5], [3, 3, 2, 2]]])
-def test_fallback(boxes):
-    regions = BoxRegions()(record(*boxes), (50, 101))
-    assert regions.boxes.tolist() == [[0, 0, 25.25, 12.5]]
-    assert regions.rectangles.tolist() == [[0, 0, 25, 12]]
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((50, 101), [25, 12]), ((63, 103), [25, 15]), ((64, 104), [26, 16]), ((3, 2), [1, 1])],
+)
+def test_fallback(boxes, size, expected):
+    """A quarter of each side, rounded down, for the student and for the teacher."""
+    regions = BoxRegions()(record(*boxes), size)
+    assert regions.boxes.tolist() == regions.rectangles.tolist() == [[0, 0, *expected]]
+    assert regions.boxes.dtype == torch.float32 and regions.rectangles.dtype == torch.int64
     assert regions.labels.tolist() == [-1]
 
 
