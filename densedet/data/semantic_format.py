@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densedet.data.registration import is_registered
 from densedet.errors import DatasetError
+from densedet.files import check_regular
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def read_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
         DatasetError: the file is missing, empty or no text, or names an image twice.
     """
     try:
+        check_regular(path)
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise DatasetError(f"list {path} does not exist{hint and '; '}{hint}") from error
