@@ -24,6 +24,7 @@ from densedet.data.annotation_file import (
 )
 from densedet.data.registration import is_registered
 from densedet.data.segment_map import MAX_ID
+from densedet.data.suspicions import warn_of_placeholders
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -311,6 +312,7 @@ def register_panoptic_format(
             ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
             MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
         records = reader.records(image_root, panoptic_root)
+        warn_of_placeholders(vocabulary.labels, arguments["json_file"])
         if records and not os.path.isfile(records[0]["pan_seg_file_name"]):
             raise DatasetError(
                 f"segment map {records[0]['pan_seg_file_name']} of {json_file} does not exist; "
