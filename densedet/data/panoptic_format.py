@@ -21,6 +21,7 @@ from densedet.data.annotation_file import (
     is_id,
     read_annotation_file,
     vocabulary_ids,
+    whole,
 )
 from densedet.data.registration import is_registered
 from densedet.data.segment_map import MAX_ID
@@ -137,10 +138,10 @@ class _Reader:
         keys = {"id", "width", "height", "file_name"}
         if not isinstance(image, dict) or not keys <= image.keys():
             raise self.error(f"image {image!r:.200}", f"needs {', '.join(sorted(keys))}")
-        image_id = _whole(image["id"])
+        image_id = whole(image["id"])
         if not is_id(image_id, self.images):
             raise self.error(f"image {image!r:.200}", ID_REMEDY)
-        sides = (_whole(image["width"]), _whole(image["height"]))
+        sides = (whole(image["width"]), whole(image["height"]))
         if not all(type(side) is int and side > 0 for side in sides):
             raise self.error(
                 f"image {image_id}",
@@ -188,7 +189,7 @@ class _Reader:
         keys = {"image_id", "file_name", "segments_info"}
         if not isinstance(annotation, dict) or not keys <= annotation.keys():
             raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
-        name, image_id = _name(annotation), _whole(annotation["image_id"])
+        name, image_id = _name(annotation), whole(annotation["image_id"])
         if not is_id(image_id) or image_id not in self.images:
             raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
         if not isinstance(annotation["file_name"], str):
@@ -213,7 +214,7 @@ class _Reader:
     def _segment(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
         if not isinstance(entry, dict) or not {"id", "category_id"} <= entry.keys():
             raise self.error(f"segment {entry!r:.200} in {name}", "needs category_id, id")
-        number, category = _whole(entry["id"]), _whole(entry["category_id"])
+        number, category = whole(entry["id"]), whole(entry["category_id"])
         record = f"segment {entry['id']!s:.50} in {name}"
         if type(number) is not int or not 1 <= number <= MAX_ID:
             raise self.error(record, "has an id that no segment in a PNG has; mend it")
@@ -251,11 +252,6 @@ class _Reader:
 def _name(annotation: Mapping[str, Any]) -> str:
     """What a message calls an annotation."""
     return f"the annotation of image {annotation['image_id']!s:.100}"
-
-
-def _whole(value: Any) -> Any:
-    """A whole number that is written with a point, as some writers do, without it."""
-    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _area(value: Any) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from densedet.data.annotation_file import is_id
+from densedet.data.annotation_file import is_id, whole
 from densedet.data.proposal_pickle import proposal_error as _error
 from densedet.data.proposal_pickle import read_pickle
 from densedet.errors import DatasetError
@@ -107,6 +107,7 @@ def _from_detectron2(content: Any, path: Path) -> dict[str, Proposals]:
         )
     found: dict[str, Proposals] = {}
     for image_id, image_boxes, image_scores in zip(ids, boxes, scores, strict=True):
+        image_id = whole(image_id)
         if not isinstance(image_id, int | np.integer | str):
             raise _error(path, f"has the image id {image_id!r:.100}; give numbers or text")
         if str(image_id) in found:
@@ -121,9 +122,9 @@ def _from_annotations(content: Any, path: Path) -> dict[str, Proposals]:
         raise _error(path, "has no list 'annotations'; give a COCO-format file or a results list")
     grouped: dict[str, tuple[Any, list[Any], list[Any]]] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not is_id(entry.get("image_id")) or "bbox" not in entry:
+        image_id = whole(entry.get("image_id")) if isinstance(entry, dict) else None
+        if not is_id(image_id) or "bbox" not in entry:
             raise _error(path, f"has {entry!r:.200}; give 'bbox' and 'image_id' (number or text)")
-        image_id = entry["image_id"]
         first, boxes, scores = grouped.setdefault(str(image_id), (image_id, [], []))
         if first != image_id:
             raise _error(path, f"has image {image_id} as number and as text; write its id one way")

@@ -208,6 +208,15 @@ def test_brackets_without_end(tmp_path, text):
         read_proposal_file(path)
 
 
+def test_ids_with_a_point(write, tmp_path):
+    path = tmp_path / "proposals.json"
+    path.write_text(
+        '[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}, {"image_id": 4, "bbox": [0, 0, 1, 1]}]'
+    )
+    assert {key: len(found.boxes) for key, found in read_proposal_file(path).items()} == {"4": 2}
+    assert list(read_proposal_file(write(content(ids=[7.0, np.float64(9)])))) == ["7", "9"]
+
+
 def test_byte_order_mark(tmp_path):
     path = tmp_path / "proposals.json"
     path.write_text('[{"image_id": 4, "bbox": [1, 2, 3, 4]}]', encoding="utf-8-sig")
@@ -250,7 +259,7 @@ def test_coco_formats(tmp_path):
         ),
         ('[{"image_id": 4}]', "has {'image_id': 4}; give 'bbox' and 'image_id'"),
         ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', r"'image_id': \[1\].* \(number or text\)"),
-        ('[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.0.* \(number or text\)"),
+        ('[{"image_id": 4.5, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.5.* \(number or text\)"),
         (
             '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": "1", "bbox": [5, 6, 7, 8]}]',
             "has image 1 as number and as text; write its id one way",
