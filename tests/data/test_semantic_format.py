@@ -23,7 +23,7 @@ ADE = Path("ADEChallengeData2016")
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., None]:
-    """Make grey pictures of 2 x 2 pixels."""
+    """Make grey images of 2 x 2 pixels."""
 
     def write(*names: str) -> None:
         for name in names:
