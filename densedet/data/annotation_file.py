@@ -99,3 +99,8 @@ def image_file_name(image: dict[str, Any]) -> str:
 def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder of the data sets: ``root``, or ``$DETECTRON2_DATASETS``, or else "datasets"."""
     return Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def whole(value: Any) -> Any:
+    """An id or a size as a whole number, where JSON has it with a point: 1.0 is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densedet.errors import DatasetError
+from densedet.files import check_regular
 
 _COMPRESSED, _MATRIX = 15, 14
 _TYPES = MappingProxyType(
@@ -36,6 +37,7 @@ def read_mat_matrix(path: str | os.PathLike[str], name: str) -> NDArray[np.numbe
         DatasetError: the file is missing, corrupt or of another format, or has no such variable.
     """
     try:
+        check_regular(path)
         data = Path(path).read_bytes()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error

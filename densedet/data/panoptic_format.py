@@ -7,7 +7,8 @@ an image whose colours are the segment ids.
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from densedet.data.annotation_file import (
     is_id,
     read_annotation_file,
     vocabulary_ids,
+    whole,
 )
 from densedet.data.registration import is_registered
 from densedet.data.segment_map import MAX_ID
+from densedet.data.suspicions import warn_of_placeholders
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 10  # faulty records
 
 ImageFile = Callable[[dict[str, Any]], str]
 """From an entry of the list "images" to its file below the folder of the images."""
@@ -58,14 +63,15 @@ def load_panoptic_format(
     Returns:
         One dict an annotated image, by ascending image id: "file_name", "height", "width",
         "image_id", "pan_seg_file_name" and "segments_info", in file order (each "id",
-        "category_id", "isthing", "bbox" as x, y, width, height in pixels, "iscrowd", and "area"
-        where the file has it).
+        "category_id", "isthing" and "iscrowd", and where the file has them "bbox" as x, y, width,
+        height, and "area", both in pixels). An area that is no number above 0 counts as missing,
+        and the id 1.0 is 1.
 
     Raises:
         DatasetError: the file is missing, is no JSON or lacks keys; a category is not in the
             vocabulary, or a thing in one and stuff in the other; an annotation belongs to an
             unknown image; ids occur twice; a box is not four finite numbers. The message names the
-            file and the record.
+            file and the first ten faulty records, and says how many there are.
     """
     data = read_annotation_file(json_file, hint)
     return _Reader(Path(json_file), data, vocabulary, image_file).records(image_root, panoptic_root)
@@ -82,12 +88,34 @@ class _Reader:
         self.annotations: list[dict[str, Any]] = data["annotations"]
         self.indices = vocabulary_ids(data, path, vocabulary)
         self._check_categories(data)
+        self.faults: list[str] = []
+        self.without_area = 0
         self.images: dict[int | str, dict[str, Any]] = {}
         for image in data["images"]:
-            self._add_image(image)
+            with self._collected():
+                self._add_image(image)
+        self._check_faults()
 
     def error(self, record: str, problem: str) -> DatasetError:
         return DatasetError(f"panoptic file {self.path}: {record} {problem}")
+
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Note what is wrong with a record, so that all faults are said at once."""
+        try:
+            yield
+        except DatasetError as error:
+            self.faults.append(str(error).removeprefix(f"panoptic file {self.path}: "))
+
+    def _check_faults(self) -> None:
+        if len(self.faults) == 1:
+            raise DatasetError(f"panoptic file {self.path}: {self.faults[0]}")
+        if self.faults:
+            shown = "".join(f"\n- {fault}" for fault in self.faults[:_SHOWN])
+            first = f", the first {_SHOWN} are" if len(self.faults) > _SHOWN else ""
+            raise DatasetError(
+                f"panoptic file {self.path}: {len(self.faults):,} records are faulty{first}:{shown}"
+            )
 
     def _check_categories(self, data: Mapping[str, Any]) -> None:
         things = {entry["id"]: entry.get("isthing") for entry in data["categories"]}
@@ -102,98 +130,139 @@ class _Reader:
             if things[category_id] != int(kind == "thing"):
                 raise self.error(
                     f"category {name!r}",
-                    f"has isthing={things[category_id]!r}, but is {kind} in the vocabulary; make "
-                    "them agree",
+                    f"has isthing={things[category_id]!r:.50}, but is {kind} in the vocabulary; "
+                    "make them agree",
                 )
 
     def _add_image(self, image: dict[str, Any]) -> None:
         keys = {"id", "width", "height", "file_name"}
         if not isinstance(image, dict) or not keys <= image.keys():
-            raise self.error(f"image {image!r}", f"needs {', '.join(sorted(keys))}")
-        if not is_id(image["id"], self.images):
-            raise self.error(f"image {image!r}", ID_REMEDY)
+            raise self.error(f"image {image!r:.200}", f"needs {', '.join(sorted(keys))}")
+        image_id = whole(image["id"])
+        if not is_id(image_id, self.images):
+            raise self.error(f"image {image!r:.200}", ID_REMEDY)
+        sides = (whole(image["width"]), whole(image["height"]))
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise self.error(
+                f"image {image_id}",
+                f"has size {sides!r:.100}; width and height are positive whole numbers",
+            )
         if not isinstance(image["file_name"], str):
-            raise self.error(f"image {image['id']}", "has a 'file_name' that is no text; mend it")
-        if image["id"] in self.images:
-            raise self.error(f"image {image['id']}", "occurs twice; give each image its own id")
-        self.images[image["id"]] = image
+            raise self.error(f"image {image_id}", "has a 'file_name' that is no text; mend it")
+        if image_id in self.images:
+            raise self.error(f"image {image_id}", "occurs twice; give each image its own id")
+        self.images[image_id] = {**image, "id": image_id, "width": sides[0], "height": sides[1]}
 
     def records(
         self, image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
     ) -> list[dict[str, Any]]:
         found: dict[int | str, dict[str, Any]] = {}
         for annotation in self.annotations:
-            name = self._check_annotation(annotation)
-            image = self.images[annotation["image_id"]]
-            if image["id"] in found:
-                raise self.error(name, "occurs twice; give each image one list of segments")
-            found[image["id"]] = {
-                "file_name": os.path.join(os.fspath(image_root), self.image_file(image)),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "pan_seg_file_name": os.path.join(
-                    os.fspath(panoptic_root), annotation["file_name"]
-                ),
-                "segments_info": self._segments(annotation, name),
-            }
+            with self._collected():
+                image = self._image(annotation)
+                if image["id"] in found:
+                    raise self.error(
+                        _name(annotation), "occurs twice; give each image one list of segments"
+                    )
+                found[image["id"]] = {
+                    "file_name": os.path.join(os.fspath(image_root), self.image_file(image)),
+                    "height": image["height"],
+                    "width": image["width"],
+                    "image_id": image["id"],
+                    "pan_seg_file_name": os.path.join(
+                        os.fspath(panoptic_root), annotation["file_name"]
+                    ),
+                    "segments_info": self._segments(annotation),
+                }
+        self._check_faults()
         logger.info("%s: %d images, %d of them annotated", self.path, len(self.images), len(found))
+        if self.without_area:
+            logger.warning(
+                "%s: %d segments have no area above 0; their pixels in the PNGs count instead",
+                self.path,
+                self.without_area,
+            )
         return [found[i] for i in sorted(found)]
 
-    def _check_annotation(self, annotation: dict[str, Any]) -> str:
-        """What to call it in messages."""
+    def _image(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        """The image of an annotation whose outline is right."""
         keys = {"image_id", "file_name", "segments_info"}
         if not isinstance(annotation, dict) or not keys <= annotation.keys():
             raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
-        name = f"the annotation of image {annotation['image_id']}"
-        if not is_id(annotation["image_id"]) or annotation["image_id"] not in self.images:
+        name, image_id = _name(annotation), whole(annotation["image_id"])
+        if not is_id(image_id) or image_id not in self.images:
             raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
         if not isinstance(annotation["file_name"], str):
             raise self.error(name, "has a 'file_name' that is no text; mend it")
         if not isinstance(annotation["segments_info"], list):
             raise self.error(name, "has 'segments_info' that is no list")
-        return name
+        return self.images[image_id]
 
-    def _segments(self, annotation: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    def _segments(self, annotation: dict[str, Any]) -> list[dict[str, Any]]:
         segments: dict[int, dict[str, Any]] = {}
         for entry in annotation["segments_info"]:
-            keys = {"id", "category_id", "bbox"}
-            if not isinstance(entry, dict) or not keys <= entry.keys():
-                raise self.error(f"segment {entry!r} in {name}", f"needs {', '.join(sorted(keys))}")
-            record = f"segment {entry['id']} in {name}"
-            if type(entry["id"]) is not int or not 1 <= entry["id"] <= MAX_ID:
-                raise self.error(record, "has an id that no segment in a PNG has; mend it")
-            if entry["id"] in segments:
-                raise self.error(record, "occurs twice; give each segment its own id")
-            category = entry["category_id"]
-            index = self.indices.get(category) if is_id(category) else None
-            if index is None:
-                raise self.error(record, f"has category_id {category}, which 'categories' lacks")
-            if entry.get("iscrowd", 0) not in (0, 1):
-                raise self.error(record, f"has iscrowd={entry['iscrowd']!r}; give 0 or 1")
-            segments[entry["id"]] = {
-                "id": entry["id"],
-                "category_id": index,
-                "isthing": self.vocabulary.kinds[index] == "thing",
-                "bbox": self._box(entry, record),
-                "iscrowd": int(entry.get("iscrowd", 0)),
-                **({"area": entry["area"]} if "area" in entry else {}),
-            }
+            with self._collected():
+                segment = self._segment(entry, _name(annotation))
+                if segment["id"] in segments:
+                    raise self.error(
+                        f"segment {segment['id']} in {_name(annotation)}",
+                        "occurs twice; give each segment its own id",
+                    )
+                segments[segment["id"]] = segment
         return list(segments.values())
 
-    def _box(self, entry: dict[str, Any], record: str) -> list[float]:
+    def _segment(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
+        if not isinstance(entry, dict) or not {"id", "category_id"} <= entry.keys():
+            raise self.error(f"segment {entry!r:.200} in {name}", "needs category_id, id")
+        number, category = whole(entry["id"]), whole(entry["category_id"])
+        record = f"segment {entry['id']!s:.50} in {name}"
+        if type(number) is not int or not 1 <= number <= MAX_ID:
+            raise self.error(record, "has an id that no segment in a PNG has; mend it")
+        index = self.indices.get(category) if is_id(category) else None
+        if index is None:
+            raise self.error(record, f"has category_id {category!s:.50}, which 'categories' lacks")
+        if entry.get("iscrowd", 0) not in (0, 1):
+            raise self.error(record, f"has iscrowd={entry['iscrowd']!r:.50}; give 0 or 1")
+        area = _area(entry.get("area"))
+        self.without_area += area is None
+        return {
+            "id": number,
+            "category_id": index,
+            "isthing": self.vocabulary.kinds[index] == "thing",
+            **({"bbox": self._box(entry["bbox"], record)} if entry.get("bbox") else {}),
+            "iscrowd": int(entry.get("iscrowd", 0)),
+            **({} if area is None else {"area": area}),
+        }
+
+    def _box(self, box: Any, record: str) -> list[float]:
         try:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-        except (TypeError, ValueError) as error:
+            x, y, width, height = map(float, box if isinstance(box, list) else ())
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.error(
-                record, f"has box {entry['bbox']!r}; give four numbers x, y, width, height"
+                record, f"has box {box!r:.200}; give four numbers x, y, width, height"
             ) from error
         if not all(map(math.isfinite, (x, y, width, height))) or min(width, height) < 0:
             raise self.error(
                 record,
-                f"has box {entry['bbox']}, which is not finite or has a negative side; mend it",
+                f"has box {box!r:.200}, which is not finite or has a negative side; mend it",
             )
         return [x, y, width, height]
+
+
+def _name(annotation: Mapping[str, Any]) -> str:
+    """What a message calls an annotation."""
+    return f"the annotation of image {annotation['image_id']!s:.100}"
+
+
+def _area(value: Any) -> float | None:
+    """A number above 0, also as text; None if it is none."""
+    try:
+        area = float(value) if type(value) in (int, float, str) else 0.0
+    except (ValueError, OverflowError):
+        return None
+    if not 0 < area < math.inf:
+        return None
+    return int(area) if area.is_integer() else area
 
 
 def register_panoptic_format(
@@ -239,6 +308,7 @@ def register_panoptic_format(
             ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
             MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
         records = reader.records(image_root, panoptic_root)
+        warn_of_placeholders(vocabulary.labels, arguments["json_file"])
         if records and not os.path.isfile(records[0]["pan_seg_file_name"]):
             raise DatasetError(
                 f"segment map {records[0]['pan_seg_file_name']} of {json_file} does not exist; "

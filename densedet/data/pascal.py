@@ -21,6 +21,7 @@ from densedet.data.semantic_format import (
     register_semantic_format,
 )
 from densedet.errors import DatasetError
+from densedet.files import check_regular
 from densedet.vocabulary import Category, Vocabulary, class_list_ids
 
 PARTS = ("train", "val")
@@ -113,6 +114,7 @@ def context_vocabulary(classes: int, root: str | os.PathLike[str] | None = None)
     """
     path = datasets_root(root) / NAMES_FILES[classes]
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DatasetError(f"list of classes {path} does not exist; {CONTEXT_HINT}") from error

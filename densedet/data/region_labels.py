@@ -21,6 +21,7 @@ from densedet.clip import ClassEmbeddings, ClipVisual
 from densedet.data.images import read_image
 from densedet.data.region_images import register_region_images
 from densedet.errors import DatasetError, VocabularyError
+from densedet.files import check_regular
 from densedet.modeling.region_encoder import embed_crops
 from densedet.regions.crops import Padding, crop_and_resize, crop_rectangles
 from densedet.vocabulary import Vocabulary
@@ -69,11 +70,12 @@ def frequent_categories(
 
 def _read_captions(path: Path) -> list[str]:
     try:
+        check_regular(path)
         data = json.loads(path.read_bytes())
         return [annotation["caption"] for annotation in data["annotations"]]
     except OSError as error:
         raise DatasetError(f"caption file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"caption file {path} is not in COCO's caption format ({error!r}); give an object with "
             "the list 'annotations', each with a 'caption'"

@@ -112,7 +112,7 @@ class RegionTruthMapper:
             cells[part] = mask_cells(masks, self.size, self.stride, self.mask_antialias)
         for row, segment in enumerate(segments):
             if segment["isthing"]:
-                boxes[row] = _thing_box(segment, record)
+                boxes[row] = _thing_box(segment, boxes[row])
         return boxes, cells
 
     def _crops(self, boxes: Tensor, is_thing: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -150,12 +150,10 @@ def check_segments(segments: Sequence[dict[str, Any]], path: str) -> None:
             )
 
 
-def _thing_box(segment: dict[str, Any], record: dict[str, Any]) -> Tensor:
+def _thing_box(segment: dict[str, Any], inside: Tensor) -> Tensor:
+    """(x0, y0, x1, y1) of a thing, from its record or else from the last pixels inside its mask."""
     if "bbox" not in segment:
-        raise DatasetError(
-            f"segment {segment['id']} of {record['pan_seg_file_name']} is a thing without 'bbox'; "
-            "add it (x, y, width, height) to the annotation file"
-        )
+        return inside + torch.tensor([0.0, 0.0, 1.0, 1.0])
     x, y, width, height = segment["bbox"]
     return torch.tensor([x, y, x + width, y + height], dtype=torch.float32)
 

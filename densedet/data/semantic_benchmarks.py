@@ -11,6 +11,7 @@ from densedet.data.annotation_file import datasets_root
 from densedet.data.conversion import Conversion, LabelTable, label_conversion, mat_sources
 from densedet.data.semantic_format import IGNORED_16_BIT, register_semantic_format
 from densedet.errors import DatasetError
+from densedet.files import check_regular
 from densedet.vocabulary import Category, Vocabulary
 from densedet.vocabulary.class_lists import unambiguous_names
 
@@ -157,10 +158,11 @@ def _full_labels(path: Path) -> list[str]:
 
 def _read_list(path: Path) -> list[Any]:
     try:
+        check_regular(path)
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; {_CATEGORIES_HINT}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as JSON ({error}); write it again") from error
     if not isinstance(data, list):
         raise DatasetError(f"{path} holds no list; {_CATEGORIES_HINT}")

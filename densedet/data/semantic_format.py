@@ -15,7 +15,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densedet.data.registration import is_registered
+from densedet.data.suspicions import warn_of_binary_masks, warn_of_placeholders
 from densedet.errors import DatasetError
+from densedet.files import check_regular
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ def read_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
         DatasetError: the file is missing, empty or no text, or names an image twice.
     """
     try:
+        check_regular(path)
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise DatasetError(f"list {path} does not exist{hint and '; '}{hint}") from error
@@ -175,6 +178,8 @@ def register_semantic_format(
 ) -> None:
     """Register images with label maps; the folders are read when the data set is loaded.
 
+    Then some label maps are looked at, and it warns where they hold 0 and the ignored label alone.
+
     The metadata are ``stuff_classes``, ``vocabulary``, ``ignore_label``, ``image_root``,
     ``sem_seg_root``, ``evaluator_type`` ("sem_seg") and ``registration`` (the arguments).
 
@@ -204,6 +209,8 @@ def register_semantic_format(
         )
         if check is not None:
             check(records)
+        warn_of_placeholders(vocabulary.labels, arguments["label_root"])
+        warn_of_binary_masks(records, ignore_label, vocabulary.labels[0], arguments["label_root"])
         return records
 
     DatasetCatalog.register(name, load)

@@ -90,7 +90,7 @@ class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
         self._is_thing = np.array([kind == "thing" for kind in self.vocabulary.kinds])
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._json_file: str = metadata.panoptic_json
-        self._truth = _read_truth(DatasetCatalog.get(dataset_name), self._json_file)
+        self._truth = _read_truth(DatasetCatalog.get(dataset_name))
         self._scores: TaskPool[ImageId, ImageMatches] = TaskPool(workers)
         self._predicted: dict[ImageId, Segments] = {}
 
@@ -229,21 +229,16 @@ def _score(
     return matches
 
 
-def _read_truth(records: Sequence[dict[str, Any]], json_file: str) -> dict[ImageId, TrueImage]:
+def _read_truth(records: Sequence[dict[str, Any]]) -> dict[ImageId, TrueImage]:
     """The images of a data set by id."""
-    truth = {}
-    for record in records:
-        image_id = record["image_id"]
-        name = f"image {image_id} ({Path(record['file_name']).name})"
-        for segment in record["segments_info"]:
-            area = segment.get("area")
-            if not isinstance(area, int | float) or not area > 0:
-                raise DatasetError(
-                    f"panoptic file {json_file}: segment {segment['id']} of {name} has area "
-                    f"{area!r}; give its pixels"
-                )
-        truth[image_id] = TrueImage(name, record["pan_seg_file_name"], record["segments_info"])
-    return truth
+    return {
+        record["image_id"]: TrueImage(
+            f"image {record['image_id']} ({Path(record['file_name']).name})",
+            record["pan_seg_file_name"],
+            record["segments_info"],
+        )
+        for record in records
+    }
 
 
 def _merged(parts: Sequence[Mapping[ImageId, Any]]) -> dict[ImageId, Any]:

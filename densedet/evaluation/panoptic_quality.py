@@ -2,8 +2,9 @@
 
 The metric is that of "Panoptic Segmentation" (Kirillov et al., arXiv 1801.00868, section 4); where
 the paper leaves a choice, COCO's ``panopticapi`` decides: the area of a true segment is the one
-that its record states, only id 0 is void, of several crowd regions of a category in an image the
-last one counts, and a true id without a record is neither void nor a segment.
+that its record states (where there is none, its pixels), only id 0 is void, of several crowd
+regions of a category in an image the last one counts, and a true id without a record is neither
+void nor a segment.
 """
 
 from collections import Counter
@@ -48,7 +49,7 @@ def match_segments(
     Args:
         truth: [H, W] segment ids of any integer type; 0 is void.
         truth_segments: the segments, each with "id", "category_id" (0 to K-1), "area" in pixels and
-            "iscrowd".
+            "iscrowd"; without "area" it is the pixels that the segment has in ``truth``.
         prediction: [H, W] segment ids; 0 is where nothing is predicted.
         predicted_segments: exactly the segments that occur in ``prediction``, each with "id" and
             "category_id".
@@ -68,7 +69,7 @@ def match_segments(
         common,
         void,
         pixels.sum(axis=0)[columns],
-        _Truth.of(truth_segments),
+        _Truth.of(truth_segments, pixels.sum(axis=1)[rows[1:]]),
         np.array([segment["category_id"] for segment in predicted_segments], dtype=np.int64),
     )
 
@@ -81,10 +82,11 @@ class _Truth(NamedTuple):
     crowds: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, segments: Segments) -> "_Truth":
+    def of(cls, segments: Segments, pixels: NDArray[np.int64]) -> "_Truth":
+        areas = [segment.get("area", n) for segment, n in zip(segments, pixels, strict=True)]
         return cls(
             np.array([segment["category_id"] for segment in segments], dtype=np.int64),
-            np.array([segment["area"] for segment in segments], dtype=np.float64),
+            np.array(areas, dtype=np.float64),
             np.array([segment["iscrowd"] == 1 for segment in segments], dtype=np.bool_),
         )
 

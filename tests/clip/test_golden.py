@@ -107,8 +107,8 @@ def per_image(regions: Tensor, image_index: Tensor, batch: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_image_embedding(visual: ClipVisual, expected: dict[str, Tensor]) -> None:
-    found = visual.embed_images(expected["native/images"])
+def test_image_embedding(visual: ClipVisual, expected: dict[str, Tensor], tags: list[str]) -> None:
+    found = visual.embed_images(expected[f"{tags[0]}/images"])
     assert difference(found, expected["image_embed"]) < 2e-5
 
 

@@ -82,7 +82,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write an array as an image below the temporary folder; by default a picture of 4 x 3."""
+    """Write an array as an image below the temporary folder; by default one of 4 x 3."""
 
     def save_image(name: str, array: Any = None) -> Path:
         path = tmp_path / name

@@ -135,7 +135,9 @@ def _segment(data):
         (lambda d: d["annotations"][1].update(image_id=9), "image 9 occurs twice"),
         (lambda d: d["annotations"][1].pop("segments_info"), "annotation .*needs .*segments_info"),
         (lambda d: d["annotations"][1].update(segments_info={}), "image 4 .*no list"),
-        (lambda d: _segment(d).pop("bbox"), "segment .*'id': 8.* of image 4 needs bbox"),
+        (lambda d: _segment(d).pop("id"), "segment .*'iscrowd': 1.* of image 4 needs .*id"),
+        (lambda d: d["images"][1].update(width="wide"), r"image 4 has size \('wide', 20\); width"),
+        (lambda d: d["images"][1].update(height=0), r"image 4 has size \(20, 0\); width and"),
         (lambda d: _segment(d).update(id=3), "segment 3 in .*image 4 occurs twice"),
         (lambda d: _segment(d).update(id=256**3), "segment 16777216 in .*image 4 .*no segment in"),
         (lambda d: _segment(d).update(id="8"), "segment 8 in .*image 4 .*no segment in a PNG"),
@@ -156,6 +158,8 @@ def _segment(data):
         (lambda d: d["annotations"][1].update(image_id=[4]), r"image \[4\] .*not in 'images'"),
         (lambda d: d["annotations"][1].update(file_name=None), "image 4 has a 'file_name' that"),
         (lambda d: _segment(d).update(category_id=8), "segment 8 .* category_id 8.*lacks"),
+        (lambda d: _segment(d).update(bbox="1234"), "segment 8 .*four numbers"),
+        (lambda d: _segment(d).update(bbox=[1, 2, 3, 10**400]), "segment 8 .*four numbers"),
         (lambda d: _segment(d).update(bbox=[1, 2, 3]), "segment 8 .*four numbers"),
         (lambda d: _segment(d).update(bbox=[1, 2, float("nan"), 4]), "segment 8 .*not finite"),
         (lambda d: _segment(d).update(bbox=[1, 2, -3, 4]), "segment 8 .*negative side"),
@@ -169,6 +173,63 @@ def test_errors_name_the_file_and_the_record(data, write_panoptic, change, messa
     with pytest.raises(DatasetError, match=message) as caught:
         load_panoptic_format(path, "images", "maps", vocabulary)
     assert str(path) in str(caught.value)
+
+
+def test_several_faults_are_said_at_once(data, write_panoptic):
+    vocabulary = Vocabulary.from_coco(data)
+    data["annotations"][0]["image_id"] = 77
+    _segment(data)["category_id"] = 8
+    data["annotations"][1]["segments_info"][1]["iscrowd"] = 2
+    with pytest.raises(DatasetError) as caught:
+        load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    first, *others = str(caught.value).splitlines()
+    assert first.endswith("panoptic.json: 3 records are faulty:")
+    assert others == [
+        "- the annotation of image 77 belongs to an image that is not in 'images'; add it or drop "
+        "it",
+        "- segment 8 in the annotation of image 4 has category_id 8, which 'categories' lacks",
+        "- segment 3 in the annotation of image 4 has iscrowd=2; give 0 or 1",
+    ]
+    data["annotations"] = [{"image_id": i} for i in range(12_000)]
+    with pytest.raises(DatasetError) as caught:
+        load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    assert "12,000 records are faulty, the first 10 are:\n- annotation" in str(caught.value)
+    assert str(caught.value).count("\n") == 10
+
+
+def test_numbers_that_are_written_otherwise(data, write_panoptic):
+    vocabulary = Vocabulary.from_coco(data)
+    expected = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    for image in data["images"]:
+        image.update({key: float(image[key]) for key in ("id", "width", "height")})
+    for annotation in data["annotations"]:
+        annotation["image_id"] = float(annotation["image_id"])
+        for segment in annotation["segments_info"]:
+            segment.update({key: float(segment[key]) for key in ("id", "category_id")})
+            segment.update({key: str(segment[key]) for key in ("area",) if key in segment})
+    found = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    assert found == expected
+    assert [type(s["id"]) for record in found for s in record["segments_info"]] == [int] * 4
+
+
+@pytest.mark.parametrize("box", ["missing", None, []])
+@pytest.mark.parametrize("area", ["missing", None, "", "many", 0, -1, float("nan"), True, [9]])
+def test_boxes_and_areas_are_not_needed(data, write_panoptic, box, area, caplog):
+    vocabulary = Vocabulary.from_coco(data)
+    segment = _segment(data)
+    for key, value in (("bbox", box), ("area", area)):
+        segment[key] = value
+        if value == "missing":
+            del segment[key]
+    del data["annotations"][0]["segments_info"][1]
+    record, _ = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    assert record["segments_info"][0] == {
+        "id": 8,
+        "category_id": 0,
+        "isthing": True,
+        "iscrowd": 1,
+    }
+    assert "panoptic.json: 2 segments have no area above 0" in caplog.text
 
 
 def test_a_missing_file_says_where_it_comes_from(data, tmp_path):

@@ -148,6 +148,8 @@ def test_only_data_is_read(write, data, asked):
         (content(boxes=[BOXES[0][:, :3], BOXES[1]]), r"has boxes \(3, 3\) and scores \(3,\)"),
         (content(objectness_logits=SCORES[::-1]), r"has boxes \(3, 4\) and scores \(0,\)"),
         (content(boxes=[BOXES[0] * np.nan, BOXES[1]]), "box or score of image 7 that is not fin"),
+        (content(ids=[[7], 9]), r"has the image id \[7\]; give numbers or text"),
+        (content(bbox_mode=np.array([0, 1])), "has bbox_mode array"),
         (content(boxes=["many", BOXES[1]]), "boxes of image 7 that are no numbers"),
     ],
 )
@@ -155,6 +157,76 @@ def test_faulty_pickles(write, data, message):
     path = write(data)
     with pytest.raises(DatasetError, match=f"proposal file {re.escape(str(path))} .*{message}"):
         read_proposal_file(path)
+
+
+def _doubled(times: int, leaf: Any) -> Any:
+    """Lists that hold themselves twice: a few bytes a line in a pickle, 2^times items."""
+    for _ in range(times):
+        leaf = [leaf, leaf]
+    return leaf
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _doubled(40, 1.0),
+        content(ids=[_doubled(40, 1), 9]),
+        content(boxes=[_doubled(40, 1), BOXES[1]]),
+        content(bbox_mode=_doubled(40, 1)),
+        content(bbox_mode=tuple(_doubled(40, 1))),
+        {"ids": _doubled(12, 1), "boxes": [], "objectness_logits": []},
+    ],
+)
+def test_a_pickle_that_holds_itself_many_times(write, data):
+    path = write(data)
+    assert path.stat().st_size < 1000
+    with pytest.raises(DatasetError, match="holds the same lists over and over, more than") as e:
+        read_proposal_file(path)
+    assert len(str(e.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize("name", ["numpy.dtype", "builtins.getattr"])
+def test_a_name_that_holds_itself_many_times(write, name):
+    module, function = name.split(".")
+    arguments = pickle.dumps((BoxMode, _doubled(40, 1))[name == "numpy.dtype" :], 2)[2:-1]
+    path = write(f"c{module}\n{function}\n".encode() + arguments + b"R.")
+    with pytest.raises(DatasetError, match="asks for .* a list"):
+        read_proposal_file(path)
+
+
+def test_lists_that_are_shared_are_read(write):
+    boxes, scores = [[1.0, 2, 3, 4]] * 3, [0.5] * 3
+    data = {"ids": [7, 8], "boxes": [boxes] * 2, "objectness_logits": [scores] * 2}
+    assert read_proposal_file(write(data))["8"].boxes.tolist() == boxes
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"annotations":' * 200_000])
+def test_brackets_without_end(tmp_path, text):
+    path = tmp_path / "proposals.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match="proposals.json is not valid JSON"):
+        read_proposal_file(path)
+
+
+def test_ids_with_a_point(write, tmp_path):
+    path = tmp_path / "proposals.json"
+    path.write_text(
+        '[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}, {"image_id": 4, "bbox": [0, 0, 1, 1]}]'
+    )
+    assert {key: len(found.boxes) for key, found in read_proposal_file(path).items()} == {"4": 2}
+    assert list(read_proposal_file(write(content(ids=[7.0, np.float64(9)])))) == ["7", "9"]
+
+
+def test_byte_order_mark(tmp_path):
+    path = tmp_path / "proposals.json"
+    path.write_text('[{"image_id": 4, "bbox": [1, 2, 3, 4]}]', encoding="utf-8-sig")
+    assert read_proposal_file(path)["4"].boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "proposals.pkl")
+    with pytest.raises(DatasetError, match="cannot be read: a named pipe, not a regular file"):
+        read_proposal_file(tmp_path / "proposals.pkl")
 
 
 def test_coco_formats(tmp_path):
@@ -187,7 +259,7 @@ def test_coco_formats(tmp_path):
         ),
         ('[{"image_id": 4}]', "has {'image_id': 4}; give 'bbox' and 'image_id'"),
         ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', r"'image_id': \[1\].* \(number or text\)"),
-        ('[{"image_id": 4.0, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.0.* \(number or text\)"),
+        ('[{"image_id": 4.5, "bbox": [1, 2, 3, 4]}]', r"'image_id': 4.5.* \(number or text\)"),
         (
             '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": "1", "bbox": [5, 6, 7, 8]}]',
             "has image 1 as number and as text; write its id one way",
@@ -213,14 +285,14 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_attributes_are_members_of_box_mode_alone(tmp_path, protocol):
-    from densedet.data import proposal_file
+    from densedet.data.proposal_pickle import read_pickle
 
     path = tmp_path / "proposals.pkl"
     for mode in BoxMode:
         path.write_bytes(pickle.dumps(Evil(getattr, BoxMode, mode.name), protocol))
         with path.open("rb") as file:
-            assert proposal_file._read_pickle(file, path) == mode.value
+            assert read_pickle(file, path) == mode.value
     for owner, name in ((BoxMode, "convert"), (np.ndarray, "tofile"), (int, "XYXY_ABS")):
         path.write_bytes(pickle.dumps(Evil(getattr, owner, name), protocol))
         with path.open("rb") as file, pytest.raises(DatasetError, match="to run code from a file"):
-            proposal_file._read_pickle(file, path)
+            read_pickle(file, path)

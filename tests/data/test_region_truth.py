@@ -135,7 +135,15 @@ def test_a_segment_that_the_map_lacks(record):
         RegionTruthMapper(96, 16)(record)
 
 
-@pytest.mark.parametrize("key", ["category_id", "isthing", "bbox"])
+def test_a_thing_without_a_box_has_that_of_its_mask(record):
+    expected = RegionTruthMapper(96, 16)(record)
+    del record["segments_info"][1]["bbox"]
+    found = RegionTruthMapper(96, 16)(record)
+    assert found["regions"].tolist() == expected["regions"].tolist()
+    assert found["regions"][1].tolist() == [4, 10, 24, 22]
+
+
+@pytest.mark.parametrize("key", ["category_id", "isthing"])
 def test_a_segment_that_lacks_a_key(record, key):
     del record["segments_info"][1][key]
     with pytest.raises(DatasetError, match=rf"segment 70000 of .*a\.png .*{key}"):

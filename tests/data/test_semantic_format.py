@@ -23,7 +23,7 @@ ADE = Path("ADEChallengeData2016")
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., None]:
-    """Make grey pictures of 2 x 2 pixels."""
+    """Make grey images of 2 x 2 pixels."""
 
     def write(*names: str) -> None:
         for name in names:
@@ -146,3 +146,72 @@ def test_ade20k_says_what_is_to_do(tmp_path: Path, put: Callable[..., None]) -> 
     assert "annotations_detectron2/training does not exist" in message
     assert "label 0 becomes 255, every other label one less" in message
     assert "datasets/prepare_ade20k_sem_seg.py" in message
+
+
+@pytest.mark.parametrize(
+    ("maps", "ignored", "said"),
+    [
+        ([[0, 255], [255, 255], [0, 0]], 255, True),
+        ([[0, 65535]] * 20, 65535, True),
+        ([[0, 255], [0, 1]], 255, False),
+        ([[0, 0]], 255, False),
+        ([[255, 255]], 255, False),
+    ],
+)
+@pytest.mark.parametrize("words", ["road", "other;road", "wall;sky;tree"])
+def test_masks_of_0_and_255_are_named(
+    tmp_path: Path,
+    put: Callable[..., None],
+    maps: list[list[int]],
+    ignored: int,
+    said: bool,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """255 is the object in such masks, and nothing is trained but the background."""
+    for i, row in enumerate(maps):
+        put(f"i/{i:02}.jpg", f"l/{i:02}.png")
+        labels = np.array([row], dtype=np.uint8 if ignored == 255 else np.uint16)
+        Image.fromarray(labels).save(tmp_path / f"l/{i:02}.png")
+    vocabulary = Vocabulary.parse(words)
+    register_semantic_format(
+        "masks", tmp_path / "i", tmp_path / "l", vocabulary, ignore_label=ignored
+    )
+    assert len(DatasetCatalog.get("masks")) == len(maps)
+    first = vocabulary.labels[0]
+    expected = f"/l: the label maps hold 0 and {ignored} alone ({min(len(maps), 8)} of {len(maps)}"
+    assert (expected in caplog.text and f"only '{first}' is trained" in caplog.text) is said
+
+
+def test_maps_that_cannot_be_looked_at_are_left_to_their_reader(
+    tmp_path: Path, put: Callable[..., None]
+) -> None:
+    put("i/a.jpg", "i/b.jpg", "l/a.png", "l/b.png")
+    (tmp_path / "l/a.png").write_bytes(b"")
+    Image.new("RGB", (2, 2)).save(tmp_path / "l/b.png")
+    register_semantic_format("broken", tmp_path / "i", tmp_path / "l", WORDS)
+    assert len(DatasetCatalog.get("broken")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("_background_;road", "'_background_' is a category"),
+        ("__ignore__;_background_;road", "'__ignore__' and '_background_' are each a category"),
+        ("background;traffic_light;_road", ""),
+    ],
+)
+def test_names_that_stand_for_nothing(
+    tmp_path: Path,
+    put: Callable[..., None],
+    words: str,
+    named: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """labelme writes them into its lists of classes."""
+    put("i/a.jpg", "l/a.png")
+    vocabulary = Vocabulary.parse(words)
+    register_semantic_format("labelme", tmp_path / "i", tmp_path / "l", vocabulary)
+    DatasetCatalog.get("labelme")
+    assert (f"/l: {named}" in caplog.text) is bool(named)
+    assert bool(caplog.text.count("prompted by that name")) is bool(named)

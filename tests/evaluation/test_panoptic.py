@@ -261,14 +261,29 @@ def test_errors_in_workers(workers: int, name: str, new_processes: NewProcesses)
     assert new_processes() == []
 
 
-@pytest.mark.parametrize("area", [None, 0, "9"])
-def test_truth_without_areas(area: Any, files: tuple[Path, Path], vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize("form", ["missing", None, 0, -4, "many", [9], float("nan"), str, float])
+def test_truth_without_areas_or_boxes(
+    form: Any, name: str, files: tuple[Path, Path], vocabulary: Vocabulary
+) -> None:
+    """The figures are those of the file that states its areas: they are the pixels of the PNGs."""
     data = json.loads(files[0].read_text())
-    data["annotations"][2]["segments_info"][1]["area"] = area
-    files[0].write_text(json.dumps(data))
-    register_panoptic_format("scenes", files[0], "images", files[1], vocabulary)
-    with pytest.raises(DatasetError, match=rf"segment 2 of image 3 .* has area {area!r}"):
-        OpenVocabularyPanopticEvaluator("scenes")
+    for annotation in data["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["bbox"] = []
+            if form == "missing":
+                segment.pop("area", None)
+            else:
+                segment["area"] = form(segment["area"]) if callable(form) else form
+    path = files[0].with_name("without.json")
+    path.write_text(json.dumps(data))
+    register_panoptic_format("without", path, "images", files[1], vocabulary)
+    figures = []
+    for data_set in (name, "without"):
+        evaluator = OpenVocabularyPanopticEvaluator(data_set)
+        for sample, output in predict(name):
+            evaluator.process([sample], [output])
+        figures.append(evaluator.evaluate()["panoptic_seg"])
+    assert figures[0] == pytest.approx(figures[1], rel=0, abs=0, nan_ok=True)
 
 
 def test_other_data_sets_and_options(name: str) -> None:
