@@ -1,6 +1,6 @@
 """Weights in files and models: read as data, checked, loaded whole or not at all."""
 
-from densedet.weights.digests import PathLike, StateDict, file_digest, weights_digest
+from densedet.weights.digests import SHA256, PathLike, StateDict, file_digest, weights_digest
 from densedet.weights.fitting import abbreviated, fit_strictly, load_strictly
 from densedet.weights.kinds import damaged, is_torchscript, require_file
 from densedet.weights.reading import (
@@ -12,6 +12,7 @@ from densedet.weights.reading import (
 from densedet.weights.writing import write_safetensors, write_torch_file
 
 __all__ = [
+    "SHA256",
     "PathLike",
     "StateDict",
     "abbreviated",

@@ -109,8 +109,11 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a TorchScript archive, as OpenAI releases CLIP."""
     if not Path(path).is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # from a damaged archive whatever happens; its reader says what is wrong
+        return False
 
 
 def damaged(path: object, reason: object) -> str:

@@ -72,7 +72,8 @@ def test_second_time_comes_from_the_cache_without_a_text_tower(
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert set(metadata) == {
-        *("weights", "vocabulary", "templates", "text_tower_version", "names", "background")
+        *("weights", "vocabulary", "templates", "text_tower_version", "names", "background"),
+        *("cut", "context_length", "sha256"),
     }
     assert metadata["background"] == '"background"'
     assert metadata["vocabulary"] == vocabulary.digest()
