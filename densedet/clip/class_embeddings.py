@@ -145,9 +145,7 @@ class VocabularyEmbedder:
         }
 
     def _embed(self, vocabulary: Vocabulary) -> ClassEmbeddings:
-        vectors = self.encoder.embed_names(
-            vocabulary.synonyms, self.templates, vocabulary.groups
-        )
+        vectors = self.encoder.embed_names(vocabulary.synonyms, self.templates, vocabulary.groups)
         groups = torch.tensor(vocabulary.groups, dtype=torch.int64)
         background = torch.zeros_like(vectors[0])
         if self.background is not None:

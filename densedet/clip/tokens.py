@@ -16,6 +16,7 @@ Cut = Mapping[str, tuple[int, int]]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 80  # characters
+_END = " .!"  # of a prompt, no word
 
 
 def tokenize_whole(texts: Sequence[str]) -> Tensor:
@@ -57,7 +58,7 @@ def cut_names(
         if max(len(prompt.encode()) for prompt in of_name) + 2 <= length:
             continue
         index, before, others = _latest(template_set)
-        words = of_name[index].split()
+        words = of_name[index].rstrip(_END).split()
         own = len(words) - others
         kept = max(0, min(own, _fitting(words, length) - before))
         if kept < own:
@@ -90,10 +91,11 @@ def check_distinct(
         if not rows[:, -1].any():
             continue
         other = seen.setdefault(rows.cpu().numpy().tobytes(), index)
-        if groups[other] != groups[index] and not cut.keys().isdisjoint((names[other], names[index])):
+        first, second = names[other], names[index]
+        if groups[other] != groups[index] and (first in cut or second in cut):
             raise VocabularyError(
-                f"the names {_ends(names[other])} and {_ends(names[index])} are the same to the "
-                f"text tower, which reads {rows.shape[1]} tokens: they differ only after them; "
+                f"the names {_ends(first)} and {_ends(second)} are the same to the text "
+                f"tower, which reads {rows.shape[1]} tokens: they differ only after them; "
                 "shorten them"
             )
 
@@ -112,8 +114,8 @@ def _latest(template_set: str) -> tuple[int, int, int]:
     """Of the template whose name begins last: its index, words before the name, words but it."""
     found = []
     for index, prompt in enumerate(render_prompts("x", template_set)):
-        words = prompt.split()
-        before = [word.strip(".,!") for word in words].index("x")
+        words = prompt.rstrip(_END).split()
+        before = words.index("x")
         found.append((tokenize_whole([" ".join(words[:before])]).shape[1], index, before, words))
     _, index, before, words = max(found)
     return index, before, len(words) - 1

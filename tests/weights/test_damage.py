@@ -50,7 +50,9 @@ def torchscript(folder: Path) -> Case:
 
 
 def released(folder: Path) -> Case:
-    convert.write_released(folder / "a.pt", convert.ClipWeights("densedet-tiny", STATE, convert.Origin()))
+    convert.write_released(
+        folder / "a.pt", convert.ClipWeights("densedet-tiny", STATE, convert.Origin())
+    )
     return folder / "a.pt", lambda: read_state_dict(folder / "a.pt")
 
 
