@@ -92,10 +92,9 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     @property
-    def _plain_model(self) -> nn.Module:
+    def _plain_model(self) -> Any:
         """The model without the wrapper of torch.compile, which puts its name before every name."""
-        plain: nn.Module = getattr(self.model, "_orig_mod", self.model)
-        return plain
+        return getattr(self.model, "_orig_mod", self.model)
 
     def _load_part(self, key: str, state: Any, path: str) -> None:
         try:

@@ -1,5 +1,6 @@
 """One bit that turns over in a file of weights is seen, or changes nothing that is read."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def equal(left: Any, right: Any) -> bool:
 
 def outcomes(path: Path, read: Callable[[], Any], count: int, seed: int = 0) -> Counter[str]:
     """Turn over one bit at so many places, each alone, and count what comes of it."""
-    whole, original = read(), path.read_bytes()
+    whole, original = copy.deepcopy(read()), path.read_bytes()  # not the file, mapped
     assert equal(whole, read())
     found: Counter[str] = Counter()
     for bit in np.random.default_rng(seed).integers(0, 8 * len(original), count).tolist():

@@ -9,7 +9,6 @@ import struct
 import tarfile
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
