@@ -7,7 +7,6 @@ file is ever allowed to run Python code.
 """
 
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,14 @@ from densedet.weights import (
     PathLike,
     StateDict,
     abbreviated,
+    check_archive,
     damaged,
-    read_safetensors,
-    read_torch_file,
+    is_torchscript,
+    read_weights,
+    require_file,
     write_safetensors,
 )
+from densedet.weights.names import unwrapped, without_prefixes
 
 TOKEN_TABLE = "token_embedding.weight"
 TOKEN_ROWS = TOKEN_TABLE + ".rows"
@@ -45,6 +47,7 @@ _EVA_BLOCK_NAMES = (
 )
 _EVA_PREFIX, _TIMM_PREFIX = "visual.", "visual.trunk."
 _STUDENT_PREFIX = "student.tower."
+_TRANSFORMERS = ("text_model.", "vision_model.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class StoredWeights:
         eva_clip: whether the file has the names of EVA-CLIP.
         metadata: of a safetensors file, its own; of a training checkpoint, ``epoch`` and ``name``.
         student: whether it is a checkpoint of densedet's distillation; the student of it is read.
+        openai: whether the numbers are in the file that OpenAI's archives have beside the weights.
     """
 
     state: StateDict
@@ -65,6 +69,12 @@ class StoredWeights:
     eva_clip: bool
     metadata: dict[str, str]
     student: bool = False
+    openai: bool = False
+
+    @property
+    def widened(self) -> StateDict:
+        """The tensors, half precision widened to fp32."""
+        return {name: _widened(tensor) for name, tensor in self.state.items()}
 
 
 def read_state_dict(path: PathLike) -> StateDict:
@@ -72,9 +82,10 @@ def read_state_dict(path: PathLike) -> StateDict:
 
     Args:
         path: .safetensors, or a torch file (.pt, .pth, .bin, TorchScript archive). A training
-            checkpoint with the weights under ``state_dict`` or ``model`` and keys that start with
-            ``module.`` are understood; of a distillation's checkpoint the student itself is read,
-            without interpolation.
+            checkpoint with the weights under ``state_dict`` or ``model``, and names that all begin
+            with ``module.``, ``model.``, ``_orig_mod.`` or those of a moving average are
+            understood; of a distillation's checkpoint the student itself is read, without
+            interpolation.
 
     Returns:
         open_clip parameter names -> CPU tensors, half precision widened to fp32. The text tower's
@@ -83,7 +94,7 @@ def read_state_dict(path: PathLike) -> StateDict:
     Raises:
         CheckpointError: the file is missing, truncated, needs code to be read, or holds no weights.
     """
-    return {name: _widened(tensor) for name, tensor in read_stored(path).state.items()}
+    return read_stored(path).widened
 
 
 def read_stored(path: PathLike) -> StoredWeights:
@@ -93,12 +104,9 @@ def read_stored(path: PathLike) -> StoredWeights:
         CheckpointError: as there.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file; check the path or download it")
     content, metadata = _read_any(path)
-    state = _tensors(path, content)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    named = without_prefixes(_named(path, unwrapped(content, path)), path)
+    state = _tensors(path, named)
     student = any(name.startswith(_STUDENT_PREFIX) for name in state)
     if student:
         state = {
@@ -110,7 +118,8 @@ def read_stored(path: PathLike) -> StoredWeights:
     names = [n for n in state if n in _ARCHIVE_SCALARS or (eva_clip and "rope." in n)]
     derived = {name: state.pop(name) for name in names}
     renamed = from_eva_clip_keys(state) if eva_clip else state
-    return StoredWeights(renamed, derived, eva_clip, metadata, student)
+    openai = any(name in named for name in _ARCHIVE_SCALARS)
+    return StoredWeights(renamed, derived, eva_clip, metadata, student, openai)
 
 
 def write_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -148,19 +157,18 @@ def require_suffix(path: PathLike, suffix: str) -> None:
 
 
 def _read_any(path: Path) -> tuple[Any, dict[str, str]]:
-    if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
-        whole = _expand_token_rows(state, metadata, path) if TOKEN_ROWS in state else state
-        return whole, metadata
+    require_file(path)
     if is_torchscript(path):
         return _read_torchscript(path), {}
-    content = read_torch_file(path)
+    content, metadata = read_weights(path)
+    if TOKEN_ROWS in content:
+        content = _expand_token_rows(content, metadata, path)
     notes = {}
     if isinstance(content, Mapping):
         notes = {
             k: str(content[k]) for k in ("epoch", "name") if type(content.get(k)) in (int, str)
         }
-    return content, notes
+    return content, {**notes, **metadata}
 
 
 def keep_token_rows(
@@ -194,15 +202,8 @@ def _expand_token_rows(state: StateDict, metadata: Mapping[str, str], path: Path
     return {**state, TOKEN_TABLE: table}
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI releases CLIP."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _read_torchscript(path: Path) -> StateDict:
+    check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, the archives remain
@@ -211,23 +212,29 @@ def _read_torchscript(path: Path) -> StateDict:
         raise CheckpointError(damaged(path, error)) from error
 
 
-def _tensors(path: Path, content: Any) -> StateDict:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+def _named(path: Path, content: Any) -> Mapping[str, Any]:
     named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
     if not named or not content:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not named weights; "
             "save torch.save(model.state_dict(), path)"
         )
-    numbers = [
-        k
-        for k, v in content.items()
-        if k.removeprefix("module.") in _ARCHIVE_SCALARS and not isinstance(v, Tensor)
-    ]
-    state = {name: value for name, value in content.items() if name not in numbers}
-    odd = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    return content
+
+
+def _tensors(path: Path, content: Mapping[str, Any]) -> StateDict:
+    if any(name.startswith(_TRANSFORMERS) for name in content):
+        raise CheckpointError(
+            f"{path}: has the names of Hugging Face transformers (CLIPModel); take the same "
+            "weights in the format of open_clip or OpenAI: a tag of open_clip, such as 'openai', "
+            "or the open_clip file of their repository"
+        )
+    state = {
+        name: value
+        for name, value in content.items()
+        if name not in _ARCHIVE_SCALARS or isinstance(value, Tensor)
+    }
+    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if odd or not set(state) - set(_ARCHIVE_SCALARS):
         raise CheckpointError(
             f"{path}: not a state dict, these entries are no tensors: {abbreviated(odd)}; "

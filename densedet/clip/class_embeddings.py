@@ -10,18 +10,20 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densedet.clip.factory import create_text_encoder, weights_identity
 from densedet.clip.precision import full_precision
 from densedet.clip.text import TEXT_TOWER_VERSION, TextEncoder
+from densedet.clip.tokens import warn_of_cut
 from densedet.errors import CheckpointError, OutputError, VocabularyError
 from densedet.vocabulary import TEMPLATE_SETS, Vocabulary
-from densedet.weights import write_safetensors
+from densedet.weights import SHA256, read_safetensors, write_safetensors
 
 BACKGROUND = "background"
 CACHE_VARIABLE = "DENSEDET_CACHE"
+_CUT, _LENGTH = "cut", "context_length"
+_TENSORS = ("vectors", "groups", "background")
 _LOG = logging.getLogger(__name__)
 
 
@@ -90,6 +92,7 @@ class VocabularyEmbedder:
 
         Raises:
             CheckpointError: the weights cannot be had, or a cache file is of another model.
+            VocabularyError: two categories are the same after their names are cut.
         """
         # Tensors (and a tower) made in inference mode could not take part in training later.
         with torch.inference_mode(False), torch.no_grad():
@@ -142,7 +145,7 @@ class VocabularyEmbedder:
         }
 
     def _embed(self, vocabulary: Vocabulary) -> ClassEmbeddings:
-        vectors = self.encoder.embed_names(vocabulary.synonyms, self.templates)
+        vectors = self.encoder.embed_names(vocabulary.synonyms, self.templates, vocabulary.groups)
         groups = torch.tensor(vocabulary.groups, dtype=torch.int64)
         background = torch.zeros_like(vectors[0])
         if self.background is not None:
@@ -150,9 +153,11 @@ class VocabularyEmbedder:
         return ClassEmbeddings(vectors, groups, background)
 
     def _store(self, path: Path, embeddings: ClassEmbeddings, vocabulary: Vocabulary) -> None:
-        tensors = {name: getattr(embeddings, name) for name in ("vectors", "groups", "background")}
+        tensors = {name: getattr(embeddings, name) for name in _TENSORS}
+        cut = dict(self.encoder.cut(vocabulary.synonyms, self.templates))
+        notes = {_CUT: json.dumps(cut), _LENGTH: str(self.encoder.context_length)}
         try:
-            write_safetensors(path, tensors, self._content(vocabulary))
+            write_safetensors(path, tensors, {**self._content(vocabulary), **notes})
         except OutputError as error:
             _LOG.warning("class embeddings are not cached: %s", error)
 
@@ -171,21 +176,24 @@ def read_class_embeddings(
 ) -> ClassEmbeddings:
     """Read a cache file if its metadata is exactly ``expected``.
 
+    Names that were cut when it was made are named in a warning again.
+
     Raises:
         CheckpointError: the file is damaged, or of another model, vocabulary or template set.
     """
     remedy = "delete the file to have it made again"
     try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            different = [name for name, value in expected.items() if found.get(name) != value]
-            if different:
-                raise CheckpointError(
-                    f"{path}: vocabulary cache of another model or vocabulary "
-                    f"(different {', '.join(different)}); {remedy}"
-                )
-            return ClassEmbeddings(
-                *(file.get_tensor(name) for name in ("vectors", "groups", "background"))
-            )
-    except (SafetensorError, OSError) as error:
+        content, found = read_safetensors(path)
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: damaged vocabulary cache ({error}); {remedy}") from error
+    different = [name for name, value in expected.items() if found.get(name) != value]
+    if different:
+        raise CheckpointError(
+            f"{path}: vocabulary cache of another model or vocabulary "
+            f"(different {', '.join(different)}); {remedy}"
+        )
+    if not {SHA256, _LENGTH} <= found.keys() or not {*_TENSORS} <= content.keys():
+        raise CheckpointError(f"{path}: damaged vocabulary cache (no {SHA256}); {remedy}")
+    cut = json.loads(found.get(_CUT, "{}"))
+    warn_of_cut({name: (kept, words) for name, (kept, words) in cut.items()}, int(found[_LENGTH]))
+    return ClassEmbeddings(*(content[name] for name in _TENSORS))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from densedet.clip.activation import check_activation
 from densedet.clip.checkpoints import (
     TOKEN_TABLE,
     StoredWeights,
@@ -22,7 +23,13 @@ from densedet.clip.checkpoints import (
     write_weights,
 )
 from densedet.clip.eva import EvaVisual
-from densedet.clip.factory import build_visual, create_clip, match_text_layout, weights_file
+from densedet.clip.factory import (
+    build_visual,
+    create_clip,
+    match_text_layout,
+    resolve_architecture,
+    weights_file,
+)
 from densedet.clip.position import rotary_table
 from densedet.errors import CheckpointError
 from densedet.weights import PathLike, StateDict, fit_strictly, write_torch_file
@@ -88,13 +95,17 @@ def read_clip(
         ConfigError: there is no such architecture, or densedet cannot use it.
         CheckpointError: a file cannot be read, does not fit, or has no text tower.
     """
+    model = resolve_architecture(model)
     with torch.device("meta"):
         clip_model = create_clip(model)
     stored = read_stored(path)
+    check_activation(clip_model.visual if visual_only else clip_model, stored, path, model)
     state = match_text_layout(clip_model, stored.state)
     if text_from is not None:
-        other = read_stored(_text_file(model, text_from)).state
-        rest = {k: v for k, v in other.items() if not k.startswith("visual.")}
+        file = _text_file(model, text_from)
+        other = read_stored(file)
+        check_activation(clip_model, other, file, model)
+        rest = {k: v for k, v in other.state.items() if not k.startswith("visual.")}
         state = {**_image_tower(state), **match_text_layout(clip_model, rest)}
     if visual_only:
         state = _image_tower(state)

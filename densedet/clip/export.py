@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from densedet.clip.checkpoints import require_suffix, write_weights
-from densedet.clip.factory import create_clip
+from densedet.clip.factory import create_clip, resolve_architecture
 from densedet.weights import PathLike, load_strictly
 
 
@@ -35,6 +35,7 @@ def export_clip(
         OutputError: the file cannot be written.
     """
     require_suffix(path, ".safetensors")
+    model = resolve_architecture(model, pretrained)
     with torch.random.fork_rng(devices=[]):
         clip_model = create_clip(model, pretrained)
     load_strictly(clip_model.visual, visual_state, source=f"the image tower for {path}")

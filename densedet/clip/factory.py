@@ -13,7 +13,8 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import read_state_dict
+from densedet.clip.activation import check_activation, check_activation_of_tag, quick_name
+from densedet.clip.checkpoints import read_stored
 from densedet.clip.eva import EvaVisual
 from densedet.clip.position import PositionMode
 from densedet.clip.resnet import ResNetVisual
@@ -22,18 +23,20 @@ from densedet.clip.tiny import build_tiny_clip, read_model_config, shipped_model
 from densedet.clip.visual import ClipVisual
 from densedet.clip.vit import VitVisual
 from densedet.errors import CheckpointError, ConfigError
-from densedet.weights import StateDict, file_digest, load_strictly
+from densedet.weights import StateDict, file_digest, load_strictly, require_file
 
 SHIPPED = "shipped"
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+_SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip
 
 
 def create_clip(model: str, pretrained: str | None = None) -> Any:
     """Make a whole CLIP.
 
     Args:
-        model: an architecture of open_clip ("EVA02-B-16", "ViT-B-16-quickgelu", ...) or
-            one that densedet ships ("densedet-tiny").
+        model: an architecture of open_clip ("EVA02-B-16", "ViT-B-16-quickgelu", ...), also in
+            OpenAI's spelling ("ViT-B/16", see :func:`resolve_architecture`), or one that densedet
+            ships ("densedet-tiny").
         pretrained: None for random weights; "shipped" for the weights in densedet; a file (see
             :func:`densedet.clip.checkpoints.read_state_dict`), which must hold the whole model; or
             a tag of open_clip, downloaded on first use.
@@ -43,14 +46,16 @@ def create_clip(model: str, pretrained: str | None = None) -> Any:
 
     Raises:
         ConfigError: there is no such architecture, or densedet cannot use it.
-        CheckpointError: the weights are missing, cannot be read, or belong to another model.
+        CheckpointError: the weights are missing, cannot be read, belong to another model, or were
+            trained with another activation.
     """
+    model = resolve_architecture(model, pretrained)
     file = weights_file(model, pretrained)
     if file is None and pretrained is not None:
         return _from_tag(model, pretrained)
     clip_model = build_tiny_clip(_model_config(model))
     if file is not None:
-        load_checkpoint(clip_model, file)
+        load_checkpoint(clip_model, file, model)
     return clip_model.eval()
 
 
@@ -59,11 +64,16 @@ def create_visual(model: str, pretrained: str | None = None) -> ClipVisual:
 
     Arguments and errors are those of :func:`create_clip`.
     """
+    model = resolve_architecture(model, pretrained)
     file = weights_file(model, pretrained)
-    if file is None:
-        return build_visual(create_clip(model, pretrained)).eval()
+    if file is None and pretrained is not None:
+        return build_visual(_from_tag(model, pretrained, image_only=True)).eval()
     clip_model = create_clip(model)
-    state = _below(read_state_dict(file), "visual.")
+    if file is None:
+        return build_visual(clip_model).eval()
+    stored = read_stored(file)
+    check_activation(clip_model.visual, stored, file, model)
+    state = _below(stored.widened, "visual.")
     load_strictly(clip_model.visual, state, source=f"{file} (image tower)")
     return build_visual(clip_model).eval()
 
@@ -111,11 +121,14 @@ def create_text_encoder(model: str, pretrained: str | None = None) -> TextEncode
 
     Arguments and errors are those of :func:`create_clip`.
     """
+    model = resolve_architecture(model, pretrained)
     file = weights_file(model, pretrained)
     if file is None:
         return build_text_encoder(create_clip(model, pretrained)).eval()
     encoder = build_text_encoder(create_clip(model))
-    state = read_state_dict(file)
+    stored = read_stored(file)
+    check_activation(encoder, stored, file, model)
+    state = stored.widened
     state = _below(state, "text.") or state
     text = {k: v for k, v in state.items() if not k.startswith(("visual.", "logit_"))}
     load_strictly(encoder, text, source=f"{file} (text tower)")
@@ -143,13 +156,23 @@ def build_text_encoder(clip_model: nn.Module) -> TextEncoder:
     return TextEncoder(clip_model)
 
 
-def load_checkpoint(clip_model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_checkpoint(
+    clip_model: nn.Module, path: str | os.PathLike[str], model: str = "this model"
+) -> None:
     """Load a file of any supported format into a whole open_clip model.
 
+    Args:
+        clip_model: the receiver.
+        path: the file.
+        model: the name of the architecture, for messages.
+
     Raises:
-        CheckpointError: the file cannot be read or does not fit; then nothing is loaded.
+        CheckpointError: the file cannot be read, does not fit, or was trained with another
+            activation; then nothing is loaded.
     """
-    state = match_text_layout(clip_model, read_state_dict(path))
+    stored = read_stored(path)
+    state = match_text_layout(clip_model, stored.widened)
+    check_activation(clip_model, stored, path, model)
     load_strictly(clip_model, state, source=path)
 
 
@@ -180,9 +203,13 @@ def weights_file(model: str, pretrained: str | None) -> Path | None:
                 "give a checkpoint file or an open_clip tag"
             )
         return file
+    if pretrained.startswith(_SCHEMAS):
+        raise CheckpointError(_no_schema(pretrained))
     path = Path(os.path.expanduser(pretrained))
     if path.is_file():
         return path
+    if path.exists() and not path.is_dir():
+        require_file(path)
     if os.sep in pretrained or "/" in pretrained or path.suffix in _SUFFIXES:
         raise CheckpointError(f"{pretrained}: no such checkpoint file; check the path")
     return None
@@ -192,14 +219,38 @@ def weights_identity(model: str, pretrained: str | None) -> str | None:
     """A key of the weights that is known without building the model; None for random weights."""
     if pretrained is None:
         return None
+    model = resolve_architecture(model, pretrained)
     file = weights_file(model, pretrained)
     return f"tag:{model}:{pretrained}" if file is None else f"sha256:{file_digest(file)}"
+
+
+def resolve_architecture(model: str, pretrained: str | None = None) -> str:
+    """The architecture of open_clip that a name means.
+
+    Names with a slash are in OpenAI's spelling: "ViT-B/16" is "ViT-B-16", and with a tag whose
+    weights were trained with QuickGELU, such as "openai", it is "ViT-B-16-quickgelu".
+
+    Raises:
+        ConfigError: the name has open_clip's prefix of a repository or a folder.
+    """
+    if model.startswith(_SCHEMAS):
+        raise ConfigError(_no_schema(model))
+    name = model.replace("/", "-").replace("@336px", "-336")
+    quick = quick_name(name) if name != model else ""
+    return quick if quick and pretrained in open_clip.list_pretrained_tags_by_model(quick) else name
+
+
+def _no_schema(name: str) -> str:
+    return (
+        f"{name}: repositories and folders of open_clip are not read by name; give an architecture "
+        "and the file of weights: create_clip('ViT-B-32', 'FOLDER/open_clip_model.safetensors')"
+    )
 
 
 def _model_config(model: str) -> dict[str, Any]:
     if model in shipped_models():
         return read_model_config(model)
-    config = open_clip.get_model_config(model.replace("/", "-"))
+    config = open_clip.get_model_config(model)
     if config is None:
         known = [*shipped_models(), *open_clip.list_models()]
         near = difflib.get_close_matches(model, known, n=4, cutoff=0.4)
@@ -210,7 +261,7 @@ def _model_config(model: str) -> dict[str, Any]:
     return config
 
 
-def _from_tag(model: str, tag: str) -> Any:
+def _from_tag(model: str, tag: str, image_only: bool = False) -> Any:
     _model_config(model)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
@@ -218,6 +269,7 @@ def _from_tag(model: str, tag: str) -> Any:
             f"no weights {tag!r} of {model}: neither a file nor one of open_clip's tags "
             f"({', '.join(tags) or 'there are none'})"
         )
+    check_activation_of_tag(model, tag, image_only)
     try:
         return open_clip.create_model(model, pretrained=tag).eval()
     except (RuntimeError, OSError, ValueError) as error:

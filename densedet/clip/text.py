@@ -11,11 +11,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from densedet.clip.prefix import causal_mask, check_blocks, continue_prompts, keep_prefix
+from densedet.clip.tokens import (
+    Cut,
+    check_distinct,
+    cut_names,
+    cut_texts,
+    tokenize_whole,
+    warn_of_cut,
+)
 from densedet.errors import ConfigError
 from densedet.vocabulary import render_prompts
 
-TEXT_TOWER_VERSION = 2
-"""Raised when the numerics of this file change, so that cached embeddings are made anew."""
+__all__ = ["TEXT_TOWER_VERSION", "TextEncoder", "tokenize_whole"]
+
+TEXT_TOWER_VERSION = 3
+"""Raised when the numerics of this file, or what is refused or stored beside them, change, so that
+cached embeddings are made anew."""
 
 _BATCH = 256
 _VOCABULARY_SIZE = 49408
@@ -60,9 +71,18 @@ class TextEncoder(nn.Module):
         self.embed_dim: int = projection.out_features if linear else projection.shape[1]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's byte-pair tokens ``[N, context_length]`` int64; longer texts are cut."""
-        device = self.token_embedding.weight.device
-        return clip_tokenizer.tokenize(list(texts), self.context_length).to(device)
+        """CLIP's byte-pair tokens ``[N, context_length]`` int64.
+
+        Longer texts are cut; each is named in a warning, with the count of its words that are kept.
+        """
+        tokens = self._tokens(texts)
+        warn_of_cut(cut_texts(texts, tokens), self.context_length)
+        return tokens.to(self.token_embedding.weight.device)
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        """On the CPU, without a word about what is cut."""
+        with torch.device("cpu"):
+            return clip_tokenizer.tokenize(list(texts), self.context_length)
 
     def keep_positions(self, length: int) -> None:
         """Keep the first ``length`` rows of the position table; longer prompts are refused then.
@@ -179,7 +199,9 @@ class TextEncoder(nn.Module):
         """
         if not len(texts):
             return self.positional_embedding.new_zeros(0, self.embed_dim)
-        tokens = self.tokenize(texts)
+        return self._encode_all(self.tokenize(texts))
+
+    def _encode_all(self, tokens: Tensor) -> Tensor:
         self.warn_of_untrained(tokens)
         return torch.cat([self._encode_tokens(batch) for batch in tokens.split(_BATCH)])
 
@@ -190,23 +212,42 @@ class TextEncoder(nn.Module):
         return self.encode_prompts(self.embed_tokens(tokens), eot)
 
     @torch.no_grad()
-    def embed_names(self, names: Sequence[str], template_set: str) -> Tensor:
+    def embed_names(
+        self, names: Sequence[str], template_set: str, groups: Sequence[int] | None = None
+    ) -> Tensor:
         """One unit vector a name: its prompts normalised, averaged, normalised again.
+
+        Names that are longer than the context are cut, and named in a warning.
 
         Args:
             names: what is prompted (synonyms, not labels).
             template_set: see :func:`densedet.vocabulary.render_prompts`.
+            groups: the category of every name; None for one each.
 
         Returns:
             ``[P, D]`` fp32 without gradient, in the order of ``names``.
+
+        Raises:
+            VocabularyError: names of two categories are the same after they are cut.
         """
         prompts = [render_prompts(name, template_set) for name in names]
         if not prompts:
             return self.positional_embedding.new_zeros(0, self.embed_dim, dtype=torch.float32)
-        flat = [prompt for of_name in prompts for prompt in of_name]
-        vectors = F.normalize(self.encode(flat).float(), dim=-1)
-        means = [part.mean(dim=0) for part in vectors.split([len(p) for p in prompts])]
+        sizes = [len(of_name) for of_name in prompts]
+        tokens = self._tokens([prompt for of_name in prompts for prompt in of_name])
+        cut = cut_names(names, prompts, template_set, self.context_length)
+        warn_of_cut(cut, self.context_length)
+        groups = range(len(names)) if groups is None else groups
+        check_distinct(names, tokens.split(sizes), groups, cut)
+        tokens = tokens.to(self.token_embedding.weight.device)
+        vectors = F.normalize(self._encode_all(tokens).float(), dim=-1)
+        means = [part.mean(dim=0) for part in vectors.split(sizes)]
         return F.normalize(torch.stack(means), dim=-1)
+
+    def cut(self, names: Sequence[str], template_set: str) -> Cut:
+        """The names that `embed_names` cuts, with how many of their words are kept."""
+        prompts = [render_prompts(name, template_set) for name in names]
+        return cut_names(names, prompts, template_set, self.context_length)
 
     @torch.no_grad()
     def warn_of_untrained(self, tokens: Tensor) -> None:
@@ -220,17 +261,6 @@ class TextEncoder(nn.Module):
                 "these words (or parts of words) were never trained and have no meaning here: %s",
                 ", ".join(words),
             )
-
-
-def tokenize_whole(texts: Sequence[str]) -> Tensor:
-    """Tokens ``[N, longest]`` int64 on the CPU, padded with 0: start, words, end; nothing is cut.
-
-    The CPU also where a model is built on the meta device, whose tensors hold no values.
-    """
-    bound = max(len(text.encode()) for text in texts) + 2  # a token covers at least one byte
-    with torch.device("cpu"):
-        tokens = clip_tokenizer.tokenize(list(texts), bound)
-        return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
 
 
 def _check_text_tower(source: Any) -> None:

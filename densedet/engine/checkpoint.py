@@ -15,10 +15,11 @@ from densedet.files import write_text
 from densedet.weights import (
     abbreviated,
     load_strictly,
-    read_safetensors,
-    read_torch_file,
+    read_weights,
+    require_file,
     write_torch_file,
 )
+from densedet.weights.names import unwrapped, without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class Checkpointer(DetectionCheckpointer):
 
     - Files are written under a temporary name and moved: a reader, or a run that resumes after a
       SIGKILL, never sees half a file.
-    - Files are read as data (``weights_only``, or safetensors): nothing in them is executed.
+    - Files are read as data (``weights_only``, or safetensors): nothing in them is executed. Their
+      checksums are compared.
     - Weights fit exactly or nothing is loaded: no key may be missing, unexpected or of another
       shape.
     """
@@ -49,7 +51,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self._plain_model.state_dict()}
         data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir) / f"{name}.pth"
@@ -83,11 +85,16 @@ class Checkpointer(DetectionCheckpointer):
             return {}
         logger.info("Loading %s", path)
         checkpoint = read_checkpoint(path)
-        load_strictly(self.model, checkpoint.pop("model"), path)
+        load_strictly(self._plain_model, checkpoint.pop("model"), path)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self._load_part(key, checkpoint.pop(key), path)
         return checkpoint
+
+    @property
+    def _plain_model(self) -> Any:
+        """The model without the wrapper of torch.compile, which puts its name before every name."""
+        return getattr(self.model, "_orig_mod", self.model)
 
     def _load_part(self, key: str, state: Any, path: str) -> None:
         try:
@@ -118,27 +125,22 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         file = PathManager.get_local_path(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be fetched: {error}") from error
-    if not os.path.isfile(file):
+    if not os.path.exists(file):
         raise CheckpointError(f"checkpoint {path} does not exist")
-    is_safe = file.endswith(".safetensors")
-    data: Any = read_safetensors(file)[0] if is_safe else read_torch_file(file)
+    require_file(file)
+    data: Any = read_weights(file)[0]
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not a state dict")
+    if not isinstance(data.get("model"), Mapping) and "state_dict" not in data:
+        data = unwrapped(data, path)  # the weights themselves, or a moving average alone
     data = dict(data) if isinstance(data.get("model"), Mapping) else {"model": data}
-    data["model"] = _without_module(data["model"])
+    data["model"] = without_wrappers(data["model"])
     bad = [str(k) for k, v in data["model"].items() if not isinstance(v, Tensor)]
     if bad or not data["model"]:
         found = f"entries that are not tensors ({abbreviated(bad)})" if bad else "no weights"
         remedy = _CONVERT if isinstance(data["model"].get("state_dict"), Mapping) else ""
         raise CheckpointError(f"{path} is not a state dict: it has {found}{remedy}")
     return data
-
-
-def _without_module(weights: Mapping[str, Any]) -> dict[str, Any]:
-    prefix = "module."  # of a model that was saved inside DistributedDataParallel
-    if weights and all(str(key).startswith(prefix) for key in weights):
-        return {key[len(prefix) :]: value for key, value in weights.items()}
-    return dict(weights)
 
 
 def load_trained(

@@ -97,7 +97,7 @@ _ENTRIES = (
         "densedet-tiny",
         "CLIP of 48 px that knows Shapes World alone",
         "python tools/pretrain_clip.py --threads 1",
-        sha256="e4647674f30349cb3ff827609136477a10841486906fc9b2cf3716ffb1b89ba7",
+        sha256="8d2a50194d9b8f65ae50e60e310d8e70ed98f7503a88a9cf42208ef422091579",
         metrics=(("top-1 of crops among 64 things", 93.7),),
         command="python tools/pretrain_clip.py --eval-only",
     ),

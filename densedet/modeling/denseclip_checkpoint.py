@@ -8,11 +8,10 @@ weights mean what they did only under the switches of the published code, which 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor, nn
 
-from densedet.clip.checkpoints import is_torchscript, require_suffix
+from densedet.clip.checkpoints import require_suffix
 from densedet.errors import CheckpointError, ConfigError
 from densedet.modeling.backbone.guided import find_guided
 from densedet.modeling.denseclip_names import (
@@ -29,7 +28,9 @@ from densedet.weights import (
     StateDict,
     abbreviated,
     fit_strictly,
+    is_torchscript,
     read_torch_file,
+    require_file,
     write_torch_file,
 )
 
@@ -64,9 +65,8 @@ def read_released(path: PathLike) -> ReleasedCheckpoint:
     Raises:
         CheckpointError: the file is missing, truncated, needs code to be read, or is no such file.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file; check the path or download it")
-    if is_torchscript(Path(path)):
+    require_file(path)
+    if is_torchscript(path):
         raise CheckpointError(not_denseclip(path, "a TorchScript archive, as OpenAI releases CLIP"))
     content = read_torch_file(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None

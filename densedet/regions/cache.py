@@ -5,11 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densedet.errors import CheckpointError
-from densedet.weights import write_safetensors
+from densedet.weights import read_safetensors, write_safetensors
 
 
 class EmbeddingCache:
@@ -104,21 +103,20 @@ class EmbeddingCache:
             return {}, torch.zeros(0, 0)
         remedy = "delete the folder, or choose another, to have the embeddings made again"
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                different = [
-                    name
-                    for name, value in self._metadata(image_key).items()
-                    if metadata.get(name) != value
-                ]
-                if different:
-                    raise CheckpointError(
-                        f"{path}: embeddings of image {image_key} made by another model or with "
-                        f"other settings (different {', '.join(different)}); {remedy}"
-                    )
-                rectangles, embeddings = map(file.get_tensor, ("rectangles", "embeddings"))
-        except (SafetensorError, OSError) as error:
+            content, metadata = read_safetensors(path)
+        except CheckpointError as error:
             raise CheckpointError(f"{path}: damaged embedding cache ({error}); {remedy}") from error
+        different = [
+            name for name, value in self._metadata(image_key).items() if metadata.get(name) != value
+        ]
+        if different:
+            raise CheckpointError(
+                f"{path}: embeddings of image {image_key} made by another model or with "
+                f"other settings (different {', '.join(different)}); {remedy}"
+            )
+        if content.keys() != {"rectangles", "embeddings"}:
+            raise CheckpointError(f"{path}: damaged embedding cache (other tensors); {remedy}")
+        rectangles, embeddings = content["rectangles"], content["embeddings"]
         if rectangles.shape != (len(embeddings), 4) or embeddings.ndim != 2:
             raise CheckpointError(f"{path}: damaged embedding cache (wrong shapes); {remedy}")
         return {tuple(r): row for row, r in enumerate(rectangles.tolist())}, embeddings

@@ -1,13 +1,18 @@
 """The folder of a saved model: its files, where it is, and whether they are what they were."""
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from densedet.errors import CheckpointError, ConfigError, DensedetError, InstallationError
+from densedet.files import check_regular
 from densedet.weights import file_digest
 
 CONFIG = "config.yaml"
@@ -17,7 +22,17 @@ TEXT = "text.safetensors"
 CARD = "README.md"
 HUB = "hf-hub:"
 FORMAT = 1
+DIGEST = "sha256"
+"""The key of the config under which its own digest stands."""
 
+_MAX_DEPTH = 100
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _NEEDED = (WEIGHTS, VOCABULARY)
 _FILES = frozenset({CONFIG, *_NEEDED, TEXT, CARD})
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
@@ -32,10 +47,10 @@ def is_saved_model(source: str | os.PathLike[str]) -> bool:
 def is_config_of_saved_model(path: str | os.PathLike[str]) -> bool:
     """Whether this file is the ``config.yaml`` of a saved model, which is no config by itself."""
     try:
-        content = OmegaConf.load(Path(os.path.expanduser(path)))
+        content = _plain_yaml(Path(os.path.expanduser(path)))
     except Exception:  # of the file system, YAML and OmegaConf: then it is another file
         return False
-    return "format" in content and "files" in content
+    return isinstance(content, dict) and {"format", "files"} <= content.keys()
 
 
 def find_folder(source: str | os.PathLike[str]) -> Path:
@@ -96,6 +111,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         ConfigError: the config cannot be read, or is of another format.
     """
     content = _read_config(folder)
+    content.pop(DIGEST, None)
     digests = content.get("files")
     if not isinstance(digests, dict) or not {*_NEEDED} <= {*digests} <= {*_NEEDED, TEXT}:
         raise ConfigError(f"{folder / CONFIG}: 'files' must have the digests of {_NEEDED}")
@@ -109,6 +125,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
                 "changed or cut off; save or download the model again"
             )
     return content
+
+
+def config_digest(content: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a config's content but for the digest itself, however it is laid out.
+
+    The digests of the other files are in it: so it is that of the folder, the card excepted.
+    """
+    others = {key: value for key, value in content.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def other_files(folder: Path) -> list[str]:
@@ -132,10 +157,34 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "densedet.saved_model.save_model writes one"
         )
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        content = _plain_yaml(path)
     except Exception as error:  # of YAML and of OmegaConf, whatever is in the file
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is not plain YAML: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"{path} is not of a saved model of format {FORMAT}; save it again")
+    if DIGEST in content and content[DIGEST] != config_digest(content):
+        raise CheckpointError(
+            f"{path} was changed: its content does not have the {DIGEST} that it names; save or "
+            f"download the model again, or remove its line {DIGEST!r} if the change is yours"
+        )
     return {str(key): value for key, value in content.items()}
+
+
+def _plain_yaml(path: Path) -> Any:
+    """YAML as plain data.
+
+    The parts are looked at one after the other, before anything is made of them: what refers to
+    another part, which may unfold to any size, or is nested like no config, raises ValueError.
+    """
+    check_regular(path)
+    text = path.read_text(encoding="utf-8")
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.Loader):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError(f"line {line} has the alias *{token.value}; write the value itself")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"line {line} is nested more than {_MAX_DEPTH} deep")
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)

@@ -17,7 +17,7 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
-from densedet.clip.factory import SHIPPED, weights_file
+from densedet.clip.factory import SHIPPED, resolve_architecture, weights_file
 from densedet.engine.config import build
 from densedet.errors import CheckpointError, ConfigError, DensedetError
 from densedet.saved_model.folder import TEXT
@@ -60,6 +60,9 @@ _HOLDS_WEIGHTS = {
     "densedet.clip.factory.create_visual": None,
     "densedet.modeling.backbone.timm_backbone.TimmBackbone": False,
 }
+
+
+_TOWERS = frozenset({EMBEDDER, *(name for name in _HOLDS_WEIGHTS if ".clip." in name)})
 
 
 def to_plain(cfg: DictConfig | ListConfig, place: str) -> Any:
@@ -114,13 +117,18 @@ def _gives_vocabulary(target: Callable[..., Any]) -> bool:
 
 
 def without_weights(node: Any) -> Any:
-    """Plain data in which no part asks for weights that the state dict of the model has anyhow."""
+    """Plain data in which no part asks for weights that the state dict of the model has anyhow.
+
+    Architectures have the names that they have without those weights.
+    """
     if isinstance(node, list):
         return [without_weights(item) for item in node]
     if not isinstance(node, dict):
         return node
     changed = {key: without_weights(item) for key, item in node.items()}
     name = defined_as(_located(node[TARGET], TARGET)) if TARGET in node else ""
+    if name in _TOWERS and isinstance(node.get("model"), str):  # which depends on the weights
+        changed["model"] = resolve_architecture(node["model"], node.get("pretrained"))
     if name in _HOLDS_WEIGHTS and "pretrained" in node:
         changed["pretrained"] = _HOLDS_WEIGHTS[name]
     return changed

@@ -31,7 +31,13 @@ from densedet.saved_model.plain import (
     without_weights,
 )
 from densedet.vocabulary import Vocabulary
-from densedet.weights import file_digest, load_strictly, read_safetensors
+from densedet.weights import (
+    StateDict,
+    file_digest,
+    fit_strictly,
+    load_strictly,
+    read_safetensors,
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,10 @@ def open_model(source: str | os.PathLike[str], sha256: str | None = None) -> Sav
     if own_text:
         for call in find(parts, EMBEDDER) + find(described, EMBEDDER):
             call["pretrained"] = str(folder / TEXT)
+    state = read_safetensors(folder / WEIGHTS, check=False)[0]  # its digest has been compared
+    _check_fit(parts["model"], f"{place}.model", state, folder / WEIGHTS)
     model = _build_model(parts["model"], f"{place}.model")
-    _load(model, folder / WEIGHTS)
+    load_strictly(model, state, folder / WEIGHTS)
     return SavedModel(
         model=model.eval(),
         vocabulary=Vocabulary.from_file(folder / VOCABULARY),
@@ -202,10 +210,20 @@ def build_augmentations(parts: Any, place: str) -> T.AugmentationList:
     return T.AugmentationList(augmentations)
 
 
-def _load(model: nn.Module, path: Path) -> None:
-    """Load the weights of a saved model, whose names, shapes and dtypes must be the model's."""
-    state = read_safetensors(path)[0]
-    load_strictly(model, state, path)
+def _check_fit(part: Any, place: str, state: StateDict, path: Path) -> None:
+    """Compare names, shapes and dtypes with those of the model before it takes any memory.
+
+    A config may name a model of any size. What cannot be built without memory is compared when it
+    has been built.
+    """
+    try:
+        with torch.device("meta"):
+            model = _build_model(part, place)
+    except ConfigError as error:
+        if "meta" in str(error.__cause__):
+            return
+        raise
+    fit_strictly(model, state, path)
     own = model.state_dict()
     for name, tensor in state.items():
         if tensor.dtype != own[name].dtype:

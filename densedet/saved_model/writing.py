@@ -22,10 +22,12 @@ from densedet.saved_model.card import model_card
 from densedet.saved_model.folder import (
     CARD,
     CONFIG,
+    DIGEST,
     FORMAT,
     TEXT,
     VOCABULARY,
     WEIGHTS,
+    config_digest,
     other_files,
 )
 from densedet.saved_model.plain import EMBEDDER, VOCABULARIES, find, trusted, without_weights
@@ -74,6 +76,7 @@ def save_model(
         trusted(parts, str(target / CONFIG), own_text=(temporary / TEXT).exists())
         digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "densedet": __version__, "files": digests, **parts}
+        content[DIGEST] = config_digest(content)
         OmegaConf.save(OmegaConf.create(content), temporary / CONFIG)
         card = model_card(model, _trained(parts), vocabulary, about, digests)
         (temporary / CARD).write_text(card, encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from densedet.clip import ClassEmbeddings, VocabularyEmbedder
+from densedet.clip import ClassEmbeddings, VocabularyEmbedder, tokens
 from densedet.clip.class_embeddings import default_cache_dir
 from densedet.clip.tiny import build_tiny_clip, export_tiny_weights
 from densedet.errors import CheckpointError, VocabularyError
@@ -72,7 +72,8 @@ def test_second_time_comes_from_the_cache_without_a_text_tower(
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert set(metadata) == {
-        *("weights", "vocabulary", "templates", "text_tower_version", "names", "background")
+        *("weights", "vocabulary", "templates", "text_tower_version", "names", "background"),
+        *("cut", "context_length", "sha256"),
     }
     assert metadata["background"] == '"background"'
     assert metadata["vocabulary"] == vocabulary.digest()
@@ -212,3 +213,46 @@ def test_without_a_word_for_background_it_is_zero(tmp_path):
     assert not embed(vocabulary).background.any()
     assert full(vocabulary).background.norm().item() == pytest.approx(1.0)
     assert torch.allclose(embed(vocabulary).vectors, full(vocabulary).vectors, atol=1e-6)
+
+
+def test_names_that_are_cut_are_named_from_the_cache_too(
+    embedder: VocabularyEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    length = embedder.encoder.context_length
+    name = "red " * length + "star"
+    for embed in (embedder, again(embedder)):
+        tokens._warn.cache_clear()
+        caplog.clear()
+        embed(Vocabulary.from_names([name, "dog"]))
+        assert f"is longer than the {length} tokens" in caplog.text
+        assert f"of its {length + 1} words the first {length - 6} are kept" in caplog.text
+    assert "encoder" not in vars(embed)
+
+
+def test_categories_that_become_equal_are_refused_and_not_cached(
+    embedder: VocabularyEmbedder,
+) -> None:
+    start = "red " * embedder.encoder.context_length
+    with pytest.raises(VocabularyError, match=r"star'.*ring' are the same to the text tower"):
+        embedder(Vocabulary.from_names([f"{start} star", f"{start} ring"]))
+    assert not embedder.cache_dir.exists()
+    found = embedder(Vocabulary.parse(f"{start} star,{start} ring;dog"))  # synonyms
+    assert torch.equal(found.vectors[0], found.vectors[1])
+
+
+def test_cached_numbers_without_a_digest_are_refused(
+    embedder: VocabularyEmbedder, vocabulary: Vocabulary
+) -> None:
+    embedder(vocabulary)
+    path = embedder.cache_path(vocabulary)
+    with safe_open(path, framework="pt") as file:
+        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    content["vectors"][0, 0] += 1
+    save_file(content, path, metadata)
+    with pytest.raises(CheckpointError, match="damaged vocabulary cache.*sha256.*delete the file"):
+        embedder(vocabulary)
+    del metadata["sha256"]
+    save_file(content, path, metadata)
+    with pytest.raises(CheckpointError, match=r"damaged vocabulary cache \(no sha256\)"):
+        embedder(vocabulary)

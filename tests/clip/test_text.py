@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from densedet.clip import build_text_encoder
+from densedet.clip import build_text_encoder, tokens
 from densedet.clip.text import TextEncoder, tokenize_whole
 from densedet.errors import ConfigError, VocabularyError
 
@@ -156,3 +156,72 @@ def test_other_text_towers_are_refused(make_clip: Any, change: dict[str, Any], r
         setattr(model, name, value)
     with pytest.raises(ConfigError, match=reason):
         build_text_encoder(model)
+
+
+@pytest.fixture
+def warnings_of_cut(caplog: pytest.LogCaptureFixture) -> Any:
+    tokens._warn.cache_clear()
+    caplog.set_level(logging.WARNING, logger="densedet")
+    return lambda: [r.getMessage() for r in caplog.records if "is longer than" in r.getMessage()]
+
+
+def words(count: int, last: str = "") -> str:
+    """So many words of one token each."""
+    return " ".join(["cat", "dog", *["red"] * (count - 3), last or "sky"])
+
+
+@torch.no_grad()
+def test_a_name_that_is_cut_is_named_once(encoder: TextEncoder, warnings_of_cut: Any) -> None:
+    """16 tokens less start and end are 14 words, of which "a photo of a" takes four."""
+    encoder.embed_names(["cat", words(10)], "single")
+    assert warnings_of_cut() == []  # the "." after it is cut, no word
+    encoder.embed_names(["cat", words(13)], "single")
+    encoder.embed_names([words(12), "dog", "moon"], "single")
+    encoder.embed_names([words(13)], "single")
+    assert warnings_of_cut() == [
+        f"{words(n)!r} is longer than the 16 tokens that the text tower reads: of its {n} words "
+        "the first 10 are kept; shorten it"
+        for n in (13, 12)
+    ]
+    assert dict(encoder.cut(["cat", words(13)], "single")) == {words(13): (10, 13)}
+
+
+@torch.no_grad()
+def test_a_text_that_is_cut_is_named_once(encoder: TextEncoder, warnings_of_cut: Any) -> None:
+    encoder.encode([words(14)])
+    assert warnings_of_cut() == []
+    encoder.encode([words(17), "cat"])
+    encoder.tokenize([words(17)])
+    (message,) = warnings_of_cut()
+    assert message.endswith("of its 17 words the first 14 are kept; shorten it")
+
+
+@pytest.mark.parametrize("templates", ["plain", "single", "clipself63", "clip80"])
+def test_the_words_that_are_kept_are_those_of_the_worst_prompt(
+    encoder: TextEncoder, templates: str
+) -> None:
+    """Against the tokens of every prompt."""
+    name, room = words(13), []
+    for prompt in tokens.render_prompts("x", templates):
+        before = prompt.rstrip(".").split()
+        before = before[: before.index("x")]
+        room.append(14 - (len(tokens.tokenize_whole([" ".join(before)])[0]) - 2))
+    expected = {name: (max(0, min(room)), 13)} if min(room) < 13 else {}
+    assert dict(encoder.cut([name, "cat"], templates)) == expected
+    assert (templates == "plain") == (expected == {})
+
+
+@torch.no_grad()
+def test_categories_that_become_equal_are_refused(encoder: TextEncoder) -> None:
+    names = [words(20, "sky"), "cat", words(20, "sea")]
+    assert len({*names}) == 3
+    with pytest.raises(VocabularyError, match=r"sky'.*sea' are the same to the text tower.*16"):
+        encoder.embed_names(names, "single")
+    same = encoder.embed_names(names, "single", groups=[0, 1, 0])  # synonyms of one category
+    assert torch.equal(same[0], same[2])
+    apart = [words(9, "sky"), words(9, "sea")]
+    left, right = encoder.embed_names(apart, "single")
+    assert not torch.equal(left, right)
+    with pytest.raises(VocabularyError, match="are the same"):  # one of them fits exactly
+        encoder.embed_names([words(14), words(14) + " moon"], "plain")
+    encoder.embed_names(["cat", "cat"], "single")  # the same before any cut

@@ -1,7 +1,10 @@
 """What is read must be a saved model, whole and harmless."""
 
 import hashlib
+import re
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,19 +12,30 @@ import torch
 from omegaconf import OmegaConf
 
 from densedet.clip.checkpoints import write_weights
-from densedet.errors import CheckpointError, ConfigError
+from densedet.engine.config import load_config
+from densedet.errors import CheckpointError, ConfigError, VocabularyError
 from densedet.saved_model import load_model, save_model
-from densedet.saved_model.plain import EMBEDDER, trusted
+from densedet.saved_model.folder import config_digest, is_config_of_saved_model
+from densedet.saved_model.plain import EMBEDDER, trusted, without_weights
+from densedet.saved_model.reading import _check_fit, described_parts
 from densedet.weights import read_safetensors
 
 FILES = ["README.md", "config.yaml", "model.safetensors", "vocabulary.json"]
 
 
 def spoil(folder, change):
-    """Change the config of a saved model."""
+    """Change the config of a saved model, as one who means harm does: its digest is right again."""
     content = OmegaConf.load(folder / "config.yaml")
     change(content)
+    if "sha256" in content:
+        content.sha256 = config_digest(OmegaConf.to_container(content, resolve=False))
     OmegaConf.save(content, folder / "config.yaml")
+
+
+def replace_file(folder, name, data):
+    """Replace a file of a saved model and its digest."""
+    (folder / name).write_bytes(data)
+    spoil(folder, lambda c: c.files.update({name: hashlib.sha256(data).hexdigest()}))
 
 
 @pytest.mark.parametrize("name", FILES[1:])
@@ -125,10 +139,7 @@ def test_configs_that_reach_for_other_files_are_refused(folder, key, value, own_
     monkeypatch.chdir(own_text.parent)
     for name in ("evil", "evil.pt", "text.safetensors"):  # they could be read
         shutil.copy(own_text, name)
-    text = (folder / "config.yaml").read_text()
-    content = OmegaConf.create(text)
-    OmegaConf.update(content, f"model.{key}", value, force_add=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(content))
+    spoil(folder, lambda c: OmegaConf.update(c, f"model.{key}", value, force_add=True))
     with pytest.raises(ConfigError, match=rf"config\.yaml\.model\.{key.rpartition('.')[0]}"):
         load_model(folder)
 
@@ -208,14 +219,19 @@ def test_an_interpolation_that_leads_nowhere_is_one_line(detector, tmp_path):
         ("a: [", "not plain YAML"),
         ("- 1", "format 1"),
         ("format: 2", "format 1"),
+        ("format: 1\na: &b [1]\nc: *b", r"line 3 has the alias \*b"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"line 2 has the alias \*a"),
+        ("format: 1\na: " + "[" * 200_000, "line 2 is nested more than 100 deep"),
         ("format: 1", "'files' must have"),
         ("format: 1\nfiles: {../x: a}", "'files' must have"),
     ],
 )
 def test_configs_of_another_kind_are_refused(folder, text, message):
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         load_model(folder)
+    assert "\n" not in str(caught.value)
+    assert not is_config_of_saved_model(folder / "config.yaml") or "files" in text
 
 
 def test_weights_of_another_model_are_refused(folder, own_text):
@@ -230,11 +246,65 @@ def test_weights_of_another_dtype_are_refused(folder):
     """They would be converted, and the model be another."""
     state = read_safetensors(folder / "model.safetensors")[0]
     name = next(name for name, tensor in state.items() if tensor.is_floating_point())
-    write_weights(folder / "model.safetensors", {**state, name: state[name].to(torch.int8)}, {})
+    write_weights(folder / "model.safetensors", {**state, name: state[name].half()}, {})
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     spoil(folder, lambda content: content.files.update({"model.safetensors": digest}))
     message = (
-        rf"model\.safetensors: {name} is torch\.int8, and OpenVocabularyRCNN has torch\.float32"
+        rf"model\.safetensors: {name} is torch\.float16, and OpenVocabularyRCNN has torch\.float32"
     )
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+
+
+def test_a_digit_changed_in_the_config_is_seen(folder):
+    path = folder / "config.yaml"
+    text = path.read_text()
+    changed = re.sub(r"(pixel_mean:\n\s*- \d+\.\d)\d", r"\g<1>9", text)
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(CheckpointError, match=r"config\.yaml was changed.*remove its line"):
+        load_model(folder)
+    path.write_text("# a comment\n" + text)
+    assert load_model(folder) is not None
+    path.write_text(re.sub(r"(?m)^sha256: .*\n", "", changed))  # as folders had none before
+    assert load_model(folder) is not None
+
+
+def test_a_config_of_a_huge_model_is_compared_before_anything_is_built(folder):
+    """ViT-bigG has 7 GB of weights, the file 2 MB."""
+
+    def change(content):
+        content.model.backbone.bottom_up.bottom_up.visual.model = "ViT-bigG-14"
+
+    spoil(folder, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: does not fit OpenVocabularyR"):
+        load_model(folder)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 500_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "projects/fvit/configs/quickstart.py",
+        "projects/panoptic_fpn/configs/quickstart.py",
+        "projects/panoptic_fpn/configs/quickstart_zero_shot.py",
+        "projects/denseclip/configs/quickstart.py",
+        "projects/icpc/configs/quickstart.py",
+        "projects/language_bridge/configs/quickstart.py",
+    ],
+)
+def test_every_kind_of_model_is_compared_before_it_is_built(config):
+    parts = without_weights(described_parts(load_config(config)))
+    part = trusted(parts["model"], "model")
+    with pytest.raises(CheckpointError, match=r"^file: does not fit .* missing"):
+        _check_fit(part, "model", {}, "file")
+
+
+def test_brackets_in_the_vocabulary_are_one_line(folder):
+    replace_file(folder, "vocabulary.json", b"[" * 200_000)
+    start = time.perf_counter()
+    with pytest.raises(VocabularyError, match=r"vocabulary\.json.*cannot be decoded") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value) and time.perf_counter() - start < 5

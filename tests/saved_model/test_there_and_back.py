@@ -68,7 +68,7 @@ def test_the_folder_is_plain_data(whole):
     text = (whole / "config.yaml").read_text()
     assert "!!" not in text and "${" not in text and ".py" not in text
     content = OmegaConf.to_container(OmegaConf.load(whole / "config.yaml"))
-    assert sorted(content) == ["augmentations", "densedet", "files", "format", "model"]
+    assert sorted(content) == ["augmentations", "densedet", "files", "format", "model", "sha256"]
     digests = {
         name: hashlib.sha256((whole / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "vocabulary.json")
