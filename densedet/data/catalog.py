@@ -5,9 +5,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import named_ids
 from densedet.data.coco_format import coco_records
 from densedet.data.registration import is_registered
+from densedet.data.table_cache import annotation_table
 from densedet.vocabulary import Vocabulary
 
 
@@ -51,10 +52,10 @@ def register_coco_format(
         return
 
     def load() -> list[dict[str, Any]]:
-        data = read_annotation_file(json_file, hint)
-        ids = vocabulary_ids(data, json_file, vocabulary)
+        table = annotation_table(json_file, hint)
+        ids = named_ids(table.names, vocabulary)
         MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id=ids)
-        return coco_records(data, json_file, image_root, vocabulary, **options)
+        return coco_records(table, image_root, vocabulary, **options)
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
