@@ -20,18 +20,13 @@ _FORM = (
 
 
 def is_id(value: Any, others: Iterable[Any] = ()) -> bool:
-    """Whether a value from JSON can be an id: a whole number or text, as the ``others`` are.
-
-    1.0 is the same as 1.
-    """
-    kind = _id_type(value)
-    return kind is not None and kind is _id_type(next(iter(others), value))
+    """Whether a value from JSON can be an id: a whole number or text, as the ``others`` are."""
+    return type(value) in (int, str) and type(value) is type(next(iter(others), value))
 
 
-def _id_type(value: Any) -> type | None:
-    if type(value) is float:
-        return int if value.is_integer() else None
-    return type(value) if type(value) in (int, str) else None
+def as_id(value: Any) -> Any:
+    """The same value, but 1 in place of 1.0, which is the same id."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 class ById(dict[Any, Any]):
@@ -127,9 +122,9 @@ def category_names(data: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
         name = _name(entry.get("name")) if isinstance(entry, dict) else ""
         if not name or "id" not in entry:
             raise DatasetError(f"annotation file {path}: category {entry!r} needs 'id' and 'name'")
-        if not is_id(entry["id"], names):
+        number = as_id(entry["id"])
+        if not is_id(number, names):
             raise DatasetError(f"annotation file {path}: category {entry!r} {ID_REMEDY}")
-        number = int(entry["id"]) if isinstance(entry["id"], float) else entry["id"]
         if number in names or name in taken:
             raise DatasetError(
                 f"annotation file {path}: category id {number} or its name {name!r} occurs "

@@ -15,6 +15,7 @@ from densedet.data import annotation_table as kinds
 from densedet.data.annotation_file import (
     ID_REMEDY,
     ById,
+    as_id,
     category_names,
     image_file_name,
     is_id,
@@ -151,9 +152,9 @@ class _Images:
         """Take an image; or else the record and what is wrong with it."""
         if not isinstance(entry, dict) or not {"id", "width", "height"} <= entry.keys():
             return f"image {entry!r:.200}", "needs 'id', 'width' and 'height'"
-        if not is_id(entry["id"], self.positions) or not _is_packable(entry["id"]):
+        number = as_id(entry["id"])
+        if not is_id(number, self.positions) or not _is_packable(number):
             return f"image {entry!r:.200}", ID_REMEDY
-        number = int(entry["id"]) if isinstance(entry["id"], float) else entry["id"]
         name = f"image {number}"
         if number in self.positions:
             return name, "occurs twice; give each image its own id"
@@ -268,9 +269,7 @@ class _Annotations:
 
     def _number(self, entry: Mapping[str, Any]) -> None:
         """Note the id of an annotation, and what is wrong with it: not all readers need it."""
-        number = entry.get("id")
-        if type(number) is float and number.is_integer():
-            number = int(number)
+        number = as_id(entry.get("id"))
         problem = ""
         if number is None:
             problem = "lacks id"
@@ -397,7 +396,7 @@ def _mask(mask: Any, size: Any) -> tuple[int, list[list[float]], bytes]:
 
 def _is_packable(number: Any) -> bool:
     """Whether it is text, or a whole number that an array can hold."""
-    return type(number) is str or (type(number) in (int, float) and abs(number) < _LARGEST)
+    return type(number) is str or (type(number) is int and abs(number) < _LARGEST)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

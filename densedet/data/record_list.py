@@ -62,8 +62,24 @@ class RecordColumns:
         return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
+class ReadOnlyAnnotation(dict[str, Any]):
+    """An annotation that would be made anew the next time: a change of it would be lost."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "the annotations of a data set's record are read-only; change those of a copy: "
+            "copy.deepcopy(record)"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    pop = popitem = clear = update = setdefault = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # what is copied or pickled can be changed
+
+
 class AnnotationList(Sequence[dict[str, Any]]):
-    """The annotations of one record; equal to a list of them, and copied and pickled as one.
+    """The annotations of one record, read-only; equal to a list, and copied and pickled as one.
 
     Args:
         columns: of the data set.
@@ -81,11 +97,16 @@ class AnnotationList(Sequence[dict[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         rows = self.columns.rows[self.start : self.stop][index]
         if isinstance(index, slice):
-            return [self.columns.annotation(row) for row in rows]
-        return self.columns.annotation(rows)
+            return [ReadOnlyAnnotation(self.columns.annotation(row)) for row in rows]
+        return ReadOnlyAnnotation(self.columns.annotation(rows))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(ReadOnlyAnnotation, self._plain())
+
+    def _plain(self) -> Iterator[dict[str, Any]]:
         return map(self.columns.annotation, self.columns.rows[self.start : self.stop])
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, list | AnnotationList) and list(self) == list(other)
@@ -94,10 +115,10 @@ class AnnotationList(Sequence[dict[str, Any]]):
         return repr(list(self))
 
     def __deepcopy__(self, _: Any) -> list[dict[str, Any]]:
-        return list(self)
+        return list(self._plain())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
+        return list, (list(self._plain()),)
 
 
 class PackedRecords:
