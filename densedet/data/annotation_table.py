@@ -130,7 +130,7 @@ class AnnotationTable:
     run_lengths: Ragged
 
     @cached_property
-    def names(self) -> dict[int | str, str]:
+    def names(self) -> dict[Any, str]:
         """Category id -> name, in file order."""
         return {entry["id"]: entry["name"] for entry in self.categories}
 

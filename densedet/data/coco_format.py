@@ -19,7 +19,6 @@ from densedet.data.annotation_reader import Faults
 from densedet.data.annotation_table import AnnotationTable
 from densedet.data.record_list import RecordColumns, image_records
 from densedet.data.table_cache import annotation_table
-from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -103,11 +102,11 @@ def coco_records(
     See there for the arguments, the result and the errors.
     """
     classes = _classes(table, vocabulary, drop_unlisted)
-    chosen = classes >= 0
+    chosen: NDArray[np.bool_] = classes >= 0
     if seen_only:
         chosen &= np.array([c.seen for c in vocabulary], dtype=np.bool_)[classes]
     boxes = _clipped(table, box_tolerance, np.flatnonzero(chosen))
-    has_area = (boxes[:, 2:] > 0).all(axis=1) & (table.boxes[:, 2:] > 0).all(axis=1)
+    has_area: NDArray[np.bool_] = np.all((boxes[:, 2:] > 0) & (table.boxes[:, 2:] > 0), axis=1)
     annotated = np.bincount(table.images[chosen], minlength=len(table.sizes)) > 0
     _report(table, chosen, has_area, int(annotated.sum()), expected_annotated)
     rows = np.flatnonzero(chosen & has_area)
@@ -168,13 +167,13 @@ def _clipped(table: AnnotationTable, tolerance: float, rows: NDArray[Any]) -> ND
     limits = table.sizes[table.images][:, ::-1]
     over = np.maximum(-corner, corner + sides - limits).max(axis=1)
     found = Faults(f"annotation file {table.path}")
-    for row in rows[over[rows] > tolerance]:
+    for row in rows[over[rows] > tolerance].tolist():
         width, height = limits[row].tolist()
         found.add(
             table.annotation_name(row),
-            f"has box {table.box_text(row)} (x, y, width, height), which reaches {over[row]:g} px outside its "
-            f"image of {width}x{height} px; mend the box or the image's size, or have boxes "
-            f"clipped that reach further than {tolerance:g} px with the option box_tolerance",
+            f"has box {table.box_text(row)} (x, y, width, height), which reaches {over[row]:g} px "
+            f"outside its image of {width}x{height} px; mend the box or the image's size, or let "
+            f"boxes be clipped that reach further than {tolerance:g} px: option box_tolerance",
         )
     found.check()
     low = np.maximum(corner, 0.0)

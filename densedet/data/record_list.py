@@ -72,7 +72,7 @@ class ReadOnlyAnnotation(dict[str, Any]):
         )
 
     __setitem__ = __delitem__ = __ior__ = _refuse
-    pop = popitem = clear = update = setdefault = _refuse  # type: ignore[assignment]
+    pop = popitem = clear = update = setdefault = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # what is copied or pickled can be changed

@@ -197,7 +197,7 @@ def _records(
     found = Faults(f"annotation file {table.path}")
     if not len(table.sizes):
         found.add("its list 'images'", "is empty; give a file with images")
-    for row in np.flatnonzero((table.boxes[:, 2:] < 0).any(axis=1)):
+    for row in np.flatnonzero((table.boxes[:, 2:] < 0).any(axis=1)).tolist():
         found.add(
             table.annotation_name(row),
             f"has box {table.box_text(row)}; give four finite numbers x, y, width, height, "

@@ -21,6 +21,7 @@ from densedet.evaluation.ground_truth import (
     check_masks,
     checked_ground_truth,
     coco_api,
+    has_masks,
     registered_metadata,
     restrict_ground_truth,
 )
@@ -97,8 +98,9 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
 
     Beside Detectron2's own figures each task has the six of :func:`open_vocabulary_ap` and "AP50-X"
     for each label X, all in percent. The data set must be registered by
-    :func:`densedet.data.register_coco_format`, whose metadata give the vocabulary; the ground truth
-    is made from the records that were checked when the file was read, and is restricted to its classes, and with ``annotated_only`` to the images that have one
+    :func:`densedet.data.register_coco_format`, whose metadata give the vocabulary. The ground truth
+    is made from the annotations that were checked when the file was read. It is restricted to the
+    classes of the vocabulary, and with ``annotated_only`` to the images that have one
     (:func:`restrict_ground_truth`). Without any detection the figures are 0 where there is ground
     truth (Detectron2 itself says nan).
 
@@ -138,11 +140,11 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks: list[str] = super()._tasks_from_predictions(predictions)
-        if "segm" in tasks and not any(a.get("segmentation") for a in self._coco_api.anns.values()):
-            logger.warning("%s has no masks: only boxes are evaluated", self._name)
+        if "segm" not in tasks:
+            return tasks
+        if not has_masks(self._coco_api.dataset, self._name):
             return ["bbox"]
-        if "segm" in tasks:
-            check_masks(self._coco_api.dataset, self._name)
+        check_masks(self._coco_api.dataset, self._name)
         return tasks
 
     def _eval_predictions(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from pycocotools.coco import COCO
 
 from densedet.data.table_cache import annotation_table
 from densedet.errors import DatasetError
+
+logger = logging.getLogger(__name__)
 
 
 def restrict_ground_truth(
@@ -99,6 +102,14 @@ def checked_ground_truth(dataset_name: str) -> dict[str, Any]:
     return annotation_table(metadata.json_file, metadata.get("hint", "")).coco_data()
 
 
+def has_masks(gt: Mapping[str, Any], name: str) -> bool:
+    """Whether an object of a ground truth, called ``name``, has a mask; says so if none has."""
+    found = any(annotation.get("segmentation") for annotation in gt["annotations"])
+    if not found:
+        logger.warning("%s has no masks: only boxes are evaluated", name)
+    return found
+
+
 def check_masks(gt: Mapping[str, Any], name: str) -> None:
     """Check that every object of a ground truth, called ``name``, has a mask.
 
@@ -139,8 +150,9 @@ def coco_api(data: Mapping[str, Any]) -> COCO:
 
 def _complete(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     annotation.setdefault("iscrowd", 0)
-    area, mask = annotation.get("area"), annotation.get("segmentation")
+    area: Any = annotation.get("area")
     if type(area) not in (int, float) or not 0 <= area < math.inf:
+        mask = annotation.get("segmentation")
         box = annotation["bbox"]
         annotation["area"] = (_mask_area(mask, size) if mask else 0) or box[2] * box[3]
     return annotation

@@ -17,6 +17,7 @@ from densedet.evaluation.ground_truth import (
     check_images,
     check_masks,
     checked_ground_truth,
+    has_masks,
     registered_metadata,
     restrict_ground_truth,
 )
@@ -175,7 +176,8 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
             write_text(Path(self._output_dir) / RESULTS_FILE, json.dumps(detections))
         if not detections:
             logger.warning("no detections at all: AP is 0 for every class with ground truth")
-        tasks = self._tasks or (TASKS if any(masks for masks, _ in found) else TASKS[:1])
+        with_masks = any(masks for masks, _ in found) and has_masks(self._gt, self._source)
+        tasks = self._tasks or (TASKS if with_masks else TASKS[:1])
         if "segm" in tasks and not all("segmentation" in d for d in detections):
             raise ConfigError("the model gives no masks; leave 'segm' out of the evaluator's tasks")
         if "segm" in tasks:

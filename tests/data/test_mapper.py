@@ -1,7 +1,7 @@
 """The mapper and its two resizing schemes."""
 
-import io
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
