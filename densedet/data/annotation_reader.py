@@ -234,7 +234,7 @@ class _Annotations:
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             areas=np.array([_area(entry.get("area")) for entry in right], dtype=np.float64),
         )
-        self._add_masks(right, images)
+        self._add_masks(right, images, boxes)
 
     def _extend(self, **columns: Any) -> None:
         for key, value in columns.items():
@@ -307,12 +307,14 @@ class _Annotations:
             )
             return [0.0] * 4
 
-    def _add_masks(self, entries: Sequence[Mapping[str, Any]], images: Any) -> None:
+    def _add_masks(
+        self, entries: Sequence[Mapping[str, Any]], images: Any, boxes: Sequence[list[float]]
+    ) -> None:
         """The masks of annotations that are right otherwise."""
         shapes: list[tuple[int, list[list[float]], bytes]] = []
-        for entry, image in zip(entries, images.tolist(), strict=True):
+        for entry, image, box in zip(entries, images.tolist(), boxes, strict=True):
             try:
-                shapes.append(_mask(entry.get("segmentation"), self.sizes[image]))
+                shapes.append(_mask(entry.get("segmentation"), self.sizes[image], box))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 self._refuse(entry, str(error) or repr(error))
                 shapes.append((kinds.NO_MASK, [], b""))
@@ -365,8 +367,10 @@ class _Annotations:
         return pack_ids([next(free) if number is None else number for number in self.numbers])
 
 
-def _mask(mask: Any, size: Any) -> tuple[int, list[list[float]], bytes]:
+def _mask(mask: Any, size: Any, box: list[float]) -> tuple[int, list[list[float]], bytes]:
     """Kind, polygons and run lengths of a segmentation.
+
+    The box itself, x, y, width and height, in place of a polygon means its rectangle.
 
     Raises:
         ValueError, KeyError, TypeError, OverflowError: it is none.
@@ -389,8 +393,10 @@ def _mask(mask: Any, size: Any) -> tuple[int, list[list[float]], bytes]:
         return kinds.POLYGONS, valid, b""
     if not any(polygons):
         return kinds.NO_MASK, [], b""
-    if all(len(p) == 4 for p in polygons):
-        return kinds.RECTANGLES, polygons, b""
+    if polygons == [box]:
+        x, y, width, height = box
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        return kinds.POLYGONS, [corners], b""
     return kinds.DEGENERATE, [], b""
 
 

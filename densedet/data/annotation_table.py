@@ -15,7 +15,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-NO_MASK, POLYGONS, RECTANGLES, RUN_LENGTHS, DEGENERATE = range(5)
+NO_MASK, POLYGONS, RUN_LENGTHS, DEGENERATE = range(4)
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -101,9 +101,8 @@ class AnnotationTable:
         boxes: ``[N, 4]`` float64, x, y, width, height in pixels, as in the file.
         areas: ``[N]`` float64, pixels; NaN where the file has none.
         crowds: ``[N]`` bool.
-        kinds: ``[N]`` uint8: ``NO_MASK``, ``POLYGONS``, ``RECTANGLES`` (a polygon of four numbers,
-            which pycocotools takes for x, y, width, height), ``RUN_LENGTHS`` or ``DEGENERATE``
-            (polygons of which none has three points).
+        kinds: ``[N]`` uint8: ``NO_MASK``, ``POLYGONS``, ``RUN_LENGTHS`` or ``DEGENERATE`` (polygons
+            of which none has three points).
         polygons: P rows of float64: coordinates x, y, x, y, ... in pixels.
         polygon_rows: ``[N + 1]`` int64: where in ``polygons`` those of an annotation begin.
         run_lengths: N rows of uint8: compressed, empty where there is no such mask.
@@ -186,7 +185,7 @@ class AnnotationTable:
             height, width = self.sizes[self.images[row]].tolist()
             nothing = {"size": [height, width], "counts": [height * width]}
             entry["segmentation"] = mask_util.frPyObjects(nothing, height, width)
-        elif self.kinds[row] != NO_MASK:
+        elif self.kinds[row] == POLYGONS:
             entry["segmentation"] = self.polygons_of(row)
         if np.isfinite(self.areas[row]):
             entry["area"] = float(self.areas[row])

@@ -46,20 +46,10 @@ class RecordColumns:
         }
         kind = self.table.kinds[row]
         if self.masks and kind != kinds.NO_MASK:
-            found["segmentation"] = self._segmentation(row, int(kind))
+            is_run_lengths = kind == kinds.RUN_LENGTHS
+            shape = self.table.run_lengths_of if is_run_lengths else self.table.polygons_of
+            found["segmentation"] = shape(row)  # of a degenerate one no polygons
         return found
-
-    def _segmentation(self, row: int, kind: int) -> list[list[float]] | dict[str, Any]:
-        """Polygons, none if they are degenerate, or run lengths."""
-        if kind == kinds.RUN_LENGTHS:
-            return self.table.run_lengths_of(row)
-        if kind != kinds.RECTANGLES:
-            return self.table.polygons_of(row)
-        # [x, y, width, height] in place of a polygon: that of the box means the box
-        if self.table.polygons_of(row) != [self.table.boxes[row].tolist()]:
-            return []
-        x, y, width, height = self.boxes[row].tolist()
-        return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
 class ReadOnlyAnnotation(dict[str, Any]):
