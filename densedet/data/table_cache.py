@@ -4,7 +4,6 @@ Within a process a file is decoded and checked once. Where several processes tra
 first one on a machine writes the arrays to the cache folder, and the others map them.
 """
 
-import atexit
 import hashlib
 import json
 import logging
@@ -13,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,14 @@ def _alone(lock: Path) -> Iterator[None]:
 def _write(folder: Path, table: AnnotationTable) -> AnnotationTable:
     """Write a table, to be removed when this process ends; what is mapped meanwhile stays."""
     save_table(folder, table)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(folder.with_suffix(".lock").unlink, missing_ok=True)
+    Finalize(None, _remove, (folder, os.getpid()), exitpriority=0)
     return load_table(folder, table.path) or table
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in what was forked from it
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def save_table(folder: Path, table: AnnotationTable) -> None:
