@@ -7,7 +7,7 @@ fraction of the memory of the decoded JSON, and several processes can map one co
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,10 @@ class AnnotationTable:
 
     def polygons_of(self, row: int) -> list[list[float]]:
         """The polygons of an annotation."""
-        first, end = self.polygon_rows[row : row + 2]
-        return [self.polygons[i].tolist() for i in range(first, end)]
+        first, end = self.polygon_rows[row : row + 2].tolist()
+        offsets = self.polygons.offsets[first : end + 1].tolist()
+        values = self.polygons.values
+        return [values[a:b].tolist() for a, b in pairwise(offsets)]
 
     def run_lengths_of(self, row: int) -> dict[str, Any]:
         """The run-length mask of an annotation, compressed."""

@@ -36,20 +36,23 @@ class RecordColumns:
     rows: NDArray[np.int64]
     masks: bool = True
 
-    def annotation(self, row: int) -> dict[str, Any]:
-        """An annotation in Detectron2's standard format."""
-        found: dict[str, Any] = {
-            "bbox": self.boxes[row].tolist(),
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": int(self.classes[row]),
-            "iscrowd": int(self.table.crowds[row]),
-        }
-        kind = self.table.kinds[row]
-        if self.masks and kind != kinds.NO_MASK:
-            is_run_lengths = kind == kinds.RUN_LENGTHS
-            shape = self.table.run_lengths_of if is_run_lengths else self.table.polygons_of
-            found["segmentation"] = shape(row)  # of a degenerate one no polygons
-        return found
+    def annotations(self, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+        """Annotations in Detectron2's standard format."""
+        table = self.table
+        columns = (self.boxes, self.classes, table.crowds, table.kinds)
+        values = (column[rows].tolist() for column in columns)
+        for row, box, index, crowd, kind in zip(rows.tolist(), *values, strict=True):
+            found: dict[str, Any] = {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": index,
+                "iscrowd": int(crowd),
+            }
+            if self.masks and kind == kinds.RUN_LENGTHS:
+                found["segmentation"] = table.run_lengths_of(row)
+            elif self.masks and kind != kinds.NO_MASK:
+                found["segmentation"] = table.polygons_of(row)  # of a degenerate one none
+            yield found
 
 
 class ReadOnlyAnnotation(dict[str, Any]):
@@ -86,15 +89,14 @@ class AnnotationList(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         rows = self.columns.rows[self.start : self.stop][index]
-        if isinstance(index, slice):
-            return [ReadOnlyAnnotation(self.columns.annotation(row)) for row in rows]
-        return ReadOnlyAnnotation(self.columns.annotation(rows))
+        found = list(map(ReadOnlyAnnotation, self.columns.annotations(np.atleast_1d(rows))))
+        return found if isinstance(index, slice) else found[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(ReadOnlyAnnotation, self._plain())
 
     def _plain(self) -> Iterator[dict[str, Any]]:
-        return map(self.columns.annotation, self.columns.rows[self.start : self.stop])
+        return self.columns.annotations(self.columns.rows[self.start : self.stop])
 
     __hash__ = None  # type: ignore[assignment]
 
