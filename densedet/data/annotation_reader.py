@@ -126,7 +126,7 @@ def table_of(data: dict[str, Any], path: Path) -> AnnotationTable:
 
 
 def _categories(data: Mapping[str, Any], names: Mapping[Any, str]) -> list[dict[str, Any]]:
-    kept = ("frequency", "supercategory")
+    kept = ("frequency", "supercategory", "isthing")
     return [
         {"id": number, "name": name, **{key: entry[key] for key in kept if key in entry}}
         for (number, name), entry in zip(names.items(), data["categories"], strict=True)

@@ -85,8 +85,8 @@ class AnnotationTable:
 
     Attributes:
         path: of the file, for messages.
-        categories: K dicts with "id", "name" and, where the file has them, "frequency" and
-            "supercategory".
+        categories: K dicts with "id", "name" and, where the file has them, "frequency",
+            "supercategory" and "isthing".
         id_faults: how many annotations have no id or not one of their own, and what is said about
             the first ten; not all readers need the ids.
         image_ids: M numbers or texts.

@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from densedet.data.annotation_file import datasets_root
 from densedet.data.annotation_reader import Faults
 from densedet.data.annotation_table import AnnotationTable
+from densedet.data.catalog import table_vocabulary
 from densedet.data.coco_format import image_paths
 from densedet.data.proposal_file import Proposals, read_proposal_file
 from densedet.data.record_list import RecordColumns, image_records
@@ -140,7 +141,7 @@ def region_vocabulary(name: str) -> Vocabulary:
         )
     table = annotation_table(path, metadata.get("hint", ""))
     try:
-        return Vocabulary.from_coco({"categories": table.categories})
+        return table_vocabulary(table)
     except VocabularyError as error:
         raise DatasetError(f"annotation file {path}: {error}") from error
 
