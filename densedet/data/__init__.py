@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densedet.data.ade20k_benchmarks import register_ade20k, register_ade20k_panoptic
     from densedet.data.benchmarks import register_all
-    from densedet.data.catalog import register_coco_format
+    from densedet.data.catalog import read_vocabulary, register_coco_format
     from densedet.data.cityscapes import register_cityscapes
     from densedet.data.coco_benchmarks import register_coco_panoptic, register_coco_stuff_164k
     from densedet.data.coco_format import load_coco_format
@@ -68,6 +68,7 @@ __all__ = [
     "load_semantic_format",
     "read_image",
     "read_proposal_file",
+    "read_vocabulary",
     "region_vocabulary",
     "register_ade20k",
     "register_ade20k_full",
@@ -110,6 +111,7 @@ _MODULES = {
     "load_semantic_format": "semantic_format",
     "read_image": "images",
     "read_proposal_file": "region_images",
+    "read_vocabulary": "catalog",
     "region_vocabulary": "region_images",
     "register_ade20k": "ade20k_benchmarks",
     "register_ade20k_full": "semantic_benchmarks",

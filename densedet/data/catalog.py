@@ -1,14 +1,56 @@
 """Registering COCO- and LVIS-format data sets in Detectron2's catalogs, by a call."""
 
+import mmap
 import os
+import stat
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
+from densedet.data.annotation_file import LISTS, named_ids
+from densedet.data.annotation_table import AnnotationTable
 from densedet.data.coco_format import coco_records
 from densedet.data.registration import is_registered
+from densedet.data.table_cache import annotation_table
+from densedet.errors import DatasetError, VocabularyError
 from densedet.vocabulary import Vocabulary
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary of a file; an annotation file is decoded once for this and for its records.
+
+    Args:
+        path: what :meth:`densedet.vocabulary.Vocabulary.from_file` reads. The categories of an
+            annotation file are in the order of their ids.
+
+    Raises:
+        VocabularyError: the file is missing or holds no vocabulary.
+        DatasetError: an annotation file is wrong, or some of its records are.
+    """
+    if not _has_annotations(path):
+        return Vocabulary.from_file(path)
+    try:
+        return table_vocabulary(annotation_table(path))
+    except VocabularyError as error:
+        raise DatasetError(f"annotation file {path}: {error}") from error
+
+
+def table_vocabulary(table: AnnotationTable) -> Vocabulary:
+    """The categories of an annotation file, in the order of their ids."""
+    entries = sorted(table.categories, key=lambda entry: entry["id"])
+    numbered = [{**entry, "id": i} for i, entry in enumerate(entries)]  # ids may be text
+    return Vocabulary.from_coco({"categories": numbered})
+
+
+def _has_annotations(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the lists of an annotation file, which a vocabulary alone has not."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) or not os.path.getsize(path):
+            return False
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return all(text.find(b'"%s"' % key.encode()) >= 0 for key in LISTS)
+    except OSError:
+        return False
 
 
 def register_coco_format(
@@ -51,10 +93,10 @@ def register_coco_format(
         return
 
     def load() -> list[dict[str, Any]]:
-        data = read_annotation_file(json_file, hint)
-        ids = vocabulary_ids(data, json_file, vocabulary)
+        table = annotation_table(json_file, hint)
+        ids = named_ids(table.names, vocabulary)
         MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id=ids)
-        return coco_records(data, json_file, image_root, vocabulary, **options)
+        return coco_records(table, image_root, vocabulary, **options)
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(

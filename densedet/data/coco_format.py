@@ -6,23 +6,24 @@ lists of negative and not exhaustively annotated categories.
 
 import difflib
 import logging
-import math
 import os
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
+import numpy as np
+from numpy.typing import NDArray
 
-from densedet.data.annotation_file import ID_REMEDY, is_id, read_annotation_file, vocabulary_ids
-from densedet.data.annotation_reader import AnnotationReader, entry_name
+from densedet.data import annotation_table as kinds
+from densedet.data.annotation_file import named_ids
+from densedet.data.annotation_reader import Faults
+from densedet.data.annotation_table import AnnotationTable
+from densedet.data.record_list import RecordColumns, image_records
+from densedet.data.table_cache import annotation_table
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-_LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
+_LVIS_V05, _LVIS_V1 = 1230, 1203  # categories
 
 
 def load_coco_format(
@@ -40,10 +41,11 @@ def load_coco_format(
     """Read a COCO- or LVIS-format instance file into Detectron2's standard dataset dicts.
 
     Categories are matched with the vocabulary by name, exactly; their ids and order do not matter.
+    What a file may say in several ways is in :func:`densedet.data.annotation_reader.read_table`.
     Boxes that reach over the border by at most ``box_tolerance`` pixels (COCO's own do, by
-    rounding) are clipped; boxes without area (COCO has a few) and instances whose polygons all have
-    fewer than three points are skipped, and their number is logged. Nothing is read from the
-    images.
+    rounding) are clipped; boxes without area (COCO has a few) are skipped, and their number is
+    logged. An instance whose polygons all have fewer than three points keeps its box, with an empty
+    list as its "segmentation". Nothing is read from the images.
 
     Args:
         json_file: the annotation file.
@@ -62,16 +64,18 @@ def load_coco_format(
     Returns:
         One dict an image, by ascending image id: "file_name", "height", "width", "image_id",
         "annotations" (each "bbox" in XYWH_ABS pixels, "bbox_mode", "category_id", "iscrowd" and, if
-        there is one, "segmentation": polygons or compressed RLE), and LVIS's two lists.
+        there is one, "segmentation": polygons or compressed RLE), and LVIS's two lists. The
+        annotations are a read-only sequence, which makes them from arrays when they are looked at;
+        ``copy.deepcopy`` of a record has them as a list.
 
     Raises:
         DatasetError: the file is missing, is no JSON or lacks keys; an annotation belongs to an
-            unknown image or category, or its box is not finite or lies outside the image; ids occur
-            twice. The message names the file and the record.
+            unknown image or category, its box is not finite or lies outside the image, or its mask
+            does not fit the image; ids occur twice. The message names the file, the first ten
+            faulty records and their number.
     """
     return coco_records(
-        read_annotation_file(json_file, hint),
-        json_file,
+        annotation_table(json_file, hint),
         image_root,
         vocabulary,
         seen_only=seen_only,
@@ -83,8 +87,7 @@ def load_coco_format(
 
 
 def coco_records(
-    data: Mapping[str, Any],
-    json_file: str | os.PathLike[str],
+    table: AnnotationTable,
     image_root: str | os.PathLike[str],
     vocabulary: Vocabulary,
     *,
@@ -96,151 +99,154 @@ def coco_records(
 ) -> list[dict[str, Any]]:
     """What :func:`load_coco_format` makes of a file that was read already.
 
-    The path is for messages. See there for the arguments, the result and the errors.
+    See there for the arguments, the result and the errors.
     """
-    reader = _Reader(Path(json_file), data, vocabulary, box_tolerance)
-    records = {i: reader.record(image, image_root) for i, image in reader.images.items()}
-    annotated = set()
-    for annotation in reader.annotations(data["annotations"]):
-        index = reader.category_index(annotation, drop_unlisted)
-        if index is None or (seen_only and not vocabulary.categories[index].seen):
-            continue
-        annotated.add(annotation["image_id"])
-        instance = reader.instance(annotation, index)
-        if instance is not None:
-            records[annotation["image_id"]]["annotations"].append(instance)
-    reader.report(len(annotated), expected_annotated)
-    return [records[i] for i in sorted(records) if not annotated_only or i in annotated]
+    classes = _classes(table, vocabulary, drop_unlisted)
+    chosen: NDArray[np.bool_] = classes >= 0
+    if seen_only:
+        chosen &= np.array([c.seen for c in vocabulary], dtype=np.bool_)[classes]
+    boxes = _clipped(table, box_tolerance, np.flatnonzero(chosen))
+    has_area: NDArray[np.bool_] = np.all((boxes[:, 2:] > 0) & (table.boxes[:, 2:] > 0), axis=1)
+    annotated = np.bincount(table.images[chosen], minlength=len(table.sizes)) > 0
+    _report(table, chosen, has_area, int(annotated.sum()), expected_annotated)
+    rows = np.flatnonzero(chosen & has_area)
+    rows = rows[np.argsort(table.images[rows], kind="stable")]
+    columns = RecordColumns(table, boxes, classes, rows)
+    records = image_records(columns, image_paths(table, image_root), lists=True)
+    kept = np.flatnonzero(annotated) if annotated_only else range(len(records))
+    return sorted((records[i] for i in kept), key=lambda record: record["image_id"])
 
 
-class _Reader(AnnotationReader):
-    """The checks on one annotation file against a vocabulary, and what they say about it."""
+def _classes(table: AnnotationTable, vocabulary: Vocabulary, drop_unlisted: bool) -> NDArray[Any]:
+    """``[N]``: the index of each annotation's category in the vocabulary, -1 of one to be dropped.
 
-    def __init__(
-        self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary, tolerance: float
-    ) -> None:
-        super().__init__(path, data)
-        self.indices = vocabulary_ids(data, path, vocabulary)
-        self.labels = vocabulary.labels
-        self.tolerance = tolerance
-        self.skipped: Counter[str] = Counter()
-
-    def record(self, image: dict[str, Any], root: str | os.PathLike[str]) -> dict[str, Any]:
-        """The dataset dict of an image, without its annotations."""
-        lists = {key: image[key] for key in _LVIS_KEYS if key in image}
-        return super().record(image, root) | lists
-
-    def annotations(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The annotations, each with the keys that follow, a known image and an id of its own."""
-        seen_ids: set[int | str] = set()
-        for entry in entries:
-            self.check_annotation(entry, "id")
-            if not is_id(entry["id"], seen_ids):
-                raise self.error(entry_name(entry), ID_REMEDY)
-            if entry["id"] in seen_ids:
-                raise self.error(
-                    entry_name(entry),
-                    "has an id that occurs twice; COCO's evaluation would count only one of the "
-                    "two: number the annotations anew",
-                )
-            seen_ids.add(entry["id"])
-        return entries
-
-    def category_index(self, entry: dict[str, Any], drop_unlisted: bool) -> int | None:
-        """The index in the vocabulary; None for a category to be dropped."""
-        name = self.category(entry)
-        index = self.indices.get(entry["category_id"])
-        if index is None and not drop_unlisted:
-            close = difflib.get_close_matches(name, self.labels, n=3)
-            raise self.error(
-                entry_name(entry),
-                f"has category {name!r}, which is not in the vocabulary of {len(self.labels)} "
-                f"categories{f' (close: {close})' if close else ''}; add it to the vocabulary, or "
-                "load with drop_unlisted=True",
-            )
-        return index
-
-    def instance(self, entry: dict[str, Any], index: int) -> dict[str, Any] | None:
-        """The annotation in Detectron2's format; None if there is nothing to learn from it."""
-        box = self._box(entry)
-        if box is None:
-            self.skipped["boxes without area"] += 1
-            return None
-        instance = {
-            "bbox": box,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": index,
-            "iscrowd": int(entry.get("iscrowd", 0)),
-        }
-        if entry.get("segmentation"):
-            instance["segmentation"] = self._segmentation(entry)
-            if not instance["segmentation"]:
-                self.skipped["instances without a valid polygon"] += 1
-                return None
-        return instance
-
-    def _box(self, entry: dict[str, Any]) -> list[float] | None:
-        """The box clipped to the image, XYWH in pixels; None without area."""
-        try:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.error(
-                entry_name(entry),
-                f"has box {entry['bbox']!r}; give four numbers x, y, width, height",
-            ) from error
-        if not all(map(math.isfinite, (x, y, width, height))):
-            raise self.error(
-                entry_name(entry), f"has box {entry['bbox']}, which is not finite; mend it"
-            )
-        image = self.images[entry["image_id"]]
-        over = max(-x, -y, x + width - image["width"], y + height - image["height"])
-        if over > self.tolerance:
-            raise self.error(
-                entry_name(entry),
-                f"has box {entry['bbox']} (x, y, width, height), which reaches {over:g} px outside "
-                f"its image of {image['width']}x{image['height']} px; mend the box or the image's "
-                "size",
-            )
-        left, top = max(x, 0.0), max(y, 0.0)
-        right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
-        if width <= 0 or height <= 0 or right <= left or bottom <= top:
-            return None
-        return [x, y, width, height] if over <= 0 else [left, top, right - left, bottom - top]
-
-    def _segmentation(self, entry: dict[str, Any]) -> list[list[float]] | dict[str, Any]:
-        """Polygons of three points and more, or compressed RLE of the image's size."""
-        mask = entry["segmentation"]
-        image = self.images[entry["image_id"]]
-        size = [image["height"], image["width"]]
-        try:
-            if isinstance(mask, dict):
-                if list(mask["size"]) != size:
-                    raise ValueError(f"its size {mask['size']} is not the image's {size}")
-                return (
-                    mask_util.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask
-                )
-            if not all(math.isfinite(sum(polygon)) for polygon in mask):
-                raise ValueError("a coordinate is not finite")
-            return [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.error(
-                entry_name(entry),
-                f"has a segmentation that is neither polygons nor a run-length mask of its image: "
-                f"{error!r}",
-            ) from error
-
-    def report(self, annotated: int, expected: int | None) -> None:
-        """Log what was skipped, and how many images have annotations."""
-        for what, count in sorted(self.skipped.items()):
-            logger.warning("%s: skipped %d %s", self.path, count, what)
-        logger.info(
-            "%s: %d images, %d of them with annotations", self.path, len(self.images), annotated
+    Raises:
+        DatasetError: an annotation has no id, or has a category that is neither listed nor dropped.
+    """
+    found = Faults(f"annotation file {table.path}")
+    found.extend(*table.id_faults)
+    indices = named_ids(table.names, vocabulary)
+    of_category = np.array([indices.get(i, -1) for i in table.names] + [-1], dtype=np.int64)
+    classes: NDArray[Any] = of_category[table.labels]
+    if not drop_unlisted:
+        unlisted, first, counts = np.unique(
+            table.labels[classes < 0], return_index=True, return_counts=True
         )
-        if expected is not None and annotated != expected:
-            logger.warning(
-                "%s: %d images have annotations, but the published data set has %d; results are "
-                "not comparable with published ones unless that is intended",
-                self.path,
-                annotated,
-                expected,
-            )
+        rows = np.flatnonzero(classes < 0)
+        for label, row, count in zip(unlisted, rows[first], counts, strict=True):
+            others = f" (as {count - 1:,} others)" if count > 1 else ""
+            name = table.categories[label]["name"]
+            found.add(table.annotation_name(row) + others, _unlisted(table, name, vocabulary))
+    found.check()
+    return classes
+
+
+def _unlisted(table: AnnotationTable, name: str, vocabulary: Vocabulary) -> str:
+    labels = vocabulary.labels
+    if len(table.names) == _LVIS_V05 and len(labels) == _LVIS_V1 and table.has_lists.any():
+        return (
+            f"has category {name!r}: this file is LVIS v0.5 ({_LVIS_V05:,} categories), and the "
+            f"vocabulary is that of LVIS v1 ({_LVIS_V1:,}); fetch the annotations of v1 from "
+            "https://www.lvisdataset.org/dataset"
+        )
+    close = difflib.get_close_matches(name, labels, n=3)
+    return (
+        f"has category {name!r}, which is not in the vocabulary of {len(labels)} categories"
+        f"{f' (close: {close})' if close else ''}; add it to the vocabulary, or load with "
+        "drop_unlisted=True"
+    )
+
+
+def _clipped(table: AnnotationTable, tolerance: float, rows: NDArray[Any]) -> NDArray[np.float64]:
+    """``[N, 4]``: the boxes, those over the border clipped to the image; XYWH in pixels.
+
+    Raises:
+        DatasetError: one of those in ``rows`` reaches over it by more than the tolerance.
+    """
+    corner, sides = table.boxes[:, :2], table.boxes[:, 2:]
+    limits = table.sizes[table.images][:, ::-1]
+    over = np.maximum(-corner, corner + sides - limits).max(axis=1)
+    found = Faults(f"annotation file {table.path}")
+    for row in rows[over[rows] > tolerance].tolist():
+        width, height = limits[row].tolist()
+        found.add(
+            table.annotation_name(row),
+            f"has box {table.box_text(row)} (x, y, width, height), which reaches {over[row]:g} px "
+            f"outside its image of {width}x{height} px; mend the box or the image's size, or let "
+            f"boxes be clipped that reach further than {tolerance:g} px: option box_tolerance",
+        )
+    found.check()
+    low = np.maximum(corner, 0.0)
+    clipped = np.concatenate([low, np.minimum(corner + sides, limits) - low], axis=1)
+    return np.where(over[:, None] <= 0, table.boxes, clipped)
+
+
+def image_paths(table: AnnotationTable, root: str | os.PathLike[str]) -> list[str]:
+    """Where the images of a table are.
+
+    Backslashes of Windows are taken for slashes, unless the first such name is that of a file.
+    """
+    folder = os.fspath(root)
+    names = [table.file_names.text(i) for i in range(len(table.file_names))]
+    foreign = [name for name in names if "\\" in name] if os.sep == "/" else []
+    if foreign and not os.path.exists(os.path.join(folder, foreign[0])):
+        logger.warning(
+            "%s: %d file names have backslashes, such as %r; they are read as slashes",
+            table.path,
+            len(foreign),
+            foreign[0],
+        )
+        names = [name.replace("\\", "/") for name in names]
+    return [os.path.join(folder, name) for name in names]
+
+
+def _report(
+    table: AnnotationTable,
+    chosen: NDArray[np.bool_],
+    has_area: NDArray[np.bool_],
+    annotated: int,
+    expected: int | None,
+) -> None:
+    """Log what was skipped, and how many images have annotations."""
+    path = table.path
+    flat = int((chosen & ~has_area).sum())
+    if flat:
+        logger.warning("%s: skipped %d boxes without area", path, flat)
+    degenerate = chosen & has_area & (table.kinds == kinds.DEGENERATE)
+    if degenerate.any():
+        logger.warning(
+            "%s: %d instances have no polygon of three points or more, such as %s; their boxes are "
+            "used, and a training of masks leaves them out",
+            path,
+            degenerate.sum(),
+            table.annotation_name(int(np.flatnonzero(degenerate)[0])),
+        )
+    for name in _roots(table):
+        logger.warning(
+            "%s: category %r has no annotation and is the group of all others, as Roboflow writes "
+            "it; remove it from 'categories', or give a vocabulary without it",
+            path,
+            name,
+        )
+    logger.info("%s: %d images, %d of them with annotations", path, len(table.sizes), annotated)
+    if expected is not None and annotated != expected:
+        logger.warning(
+            "%s: %d images have annotations, but the published data set has %d; results are "
+            "not comparable with published ones unless that is intended",
+            path,
+            annotated,
+            expected,
+        )
+
+
+def _roots(table: AnnotationTable) -> Sequence[str]:
+    """Categories without annotations that are the "supercategory" of all others."""
+    groups = [str(entry.get("supercategory")) for entry in table.categories]
+    used = set(np.unique(table.labels).tolist())
+    if not used or len(groups) < 2:
+        return []
+    return [
+        name
+        for i, name in enumerate(table.names.values())
+        if i not in used and all(group == name for k, group in enumerate(groups) if k != i)
+    ]

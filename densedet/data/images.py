@@ -208,6 +208,21 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return size[::-1] if orientation in _EXIF_TRANSPOSED else size
 
 
+def exif_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF tag that says how an image is to be turned: 1 (not at all, also without one) to 8.
+
+    Raises:
+        ImageError: the file is missing or is not an image.
+    """
+    name = os.fspath(path)
+    with reading(name), Image.open(name) as image:
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+        except Exception:  # as in image_size
+            return 1
+        return orientation if orientation in range(1, 9) else 1
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Turn what Pillow raises on a bad image into ``ImageError``.
@@ -259,9 +274,23 @@ def check_image_size(record: Mapping[str, Any], width: int, height: int) -> None
     if stated != (width, height):
         raise DatasetError(
             f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"annotation record says {stated[0]}x{stated[1]}; the file or the annotation belongs "
-            "to another version of the data set"
+            f"annotation record says {stated[0]}x{stated[1]}; {_size_remedy(record, width, height)}"
         )
+
+
+def _size_remedy(record: Mapping[str, Any], width: int, height: int) -> str:
+    """What to do about an image of this size, which is not that of its record."""
+    path = record["file_name"]
+    swapped = (record.get("width"), record.get("height")) == (height, width)
+    if swapped and exif_orientation(path) in _EXIF_TRANSPOSED:
+        followed = image_size(path) == (height, width)
+        what = "as it is stored" if followed else "as that tag turns it"
+        return (
+            f"its EXIF tag turns it by 90 degrees, and the annotations are for the image {what}: "
+            f"set apply_exif={not followed} in the mapper (dataloader.train.mapper.apply_exif, "
+            "dataloader.test.mapper.apply_exif), or write the images anew without the tag"
+        )
+    return "the file or the annotation belongs to another version of the data set"
 
 
 class _StrictPillow:

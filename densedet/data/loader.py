@@ -20,6 +20,8 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
+from densedet.data.orientation import look_at_images
+from densedet.data.record_list import PackedRecords
 from densedet.errors import ConfigError, DatasetError, DensedetError
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,13 @@ class TrainLoader:
             generator=torch.Generator(),
         )
         return iter(loader)
+
+
+def _packed(dataset: Sequence[Any]) -> Sequence[Any]:
+    if not isinstance(dataset, list):
+        return dataset
+    packed: Sequence[Any] = DatasetFromList(dataset, copy=False, serialize=PackedRecords)
+    return packed
 
 
 class _Catching(Dataset):
@@ -129,9 +138,8 @@ class NumberedSamples(Dataset):
     ) -> None:
         if len(dataset) == 0:
             raise DatasetError("the training data set is empty: nothing can be drawn from it")
-        self.dataset = (
-            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-        )
+        look_at_images(dataset, mapper)
+        self.dataset = _packed(dataset)
         self.mapper = PicklableWrapper(mapper)  # so that a lambda reaches the workers
         self.shuffle = shuffle
         self.redraw_empty = redraw_empty
@@ -220,7 +228,8 @@ def build_train_loader(
 
     Raises:
         ConfigError: the batch cannot be split.
-        DatasetError: the data set is empty.
+        DatasetError: the data set is empty, or an image of a sample has not the size of its record.
+        ImageError: an image of a sample is missing or is no image.
     """
     world = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world:
@@ -240,13 +249,13 @@ def build_test_loader(
     """Return a loader that gives every record once, over all processes together, in order.
 
     Raises:
-        DatasetError: the data set is empty.
+        DatasetError, ImageError: see :func:`build_train_loader`.
     """
     if len(dataset) == 0:
         raise DatasetError("the test data set is empty: there is nothing to evaluate")
-    records = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    look_at_images(dataset, mapper)
     return _CheckedLoader(
-        MapDataset(records, _Catching(mapper)),
+        MapDataset(_packed(dataset), _Catching(mapper)),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,

@@ -10,7 +10,8 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from densedet.data.images import check_image_size, read_image
+from densedet.data.images import check_image_size
+from densedet.data.orientation import read_pixels
 from densedet.errors import ConfigError, DatasetError
 
 
@@ -19,7 +20,8 @@ class DetectionMapper(DatasetMapper):
 
     It differs in these points: an image that cannot be read raises ``ImageError`` and one whose
     size is not the record's raises ``DatasetError``; what an augmentation cuts away, or leaves
-    thinner than ``min_box_side``, is dropped before its mask is transformed. It never returns None:
+    thinner than ``min_box_side``, is dropped before its mask is transformed; with masks, objects
+    whose polygons are degenerate (an empty list) are left out. It never returns None:
     an image that is left without objects has empty ``instances``, and the loader may draw another.
 
     Args:
@@ -30,6 +32,8 @@ class DetectionMapper(DatasetMapper):
         recompute_boxes: replace the boxes by the tight boxes of the masks after the augmentations.
         min_box_side: boxes of which a side is not longer than this, in pixels after the
             augmentations, are dropped (0.01 in F-ViT, arXiv 2310.01403).
+        apply_exif: turn images as their EXIF tag says, as Detectron2 does; False where sizes and
+            boxes of the annotations are those of the pixels as they are stored.
 
     Raises:
         ConfigError: an unknown mask format, or ``recompute_boxes`` without masks.
@@ -43,6 +47,7 @@ class DetectionMapper(DatasetMapper):
         mask_format: str = "bitmask",
         recompute_boxes: bool = False,
         min_box_side: float = 0.01,
+        apply_exif: bool = True,
     ) -> None:
         if mask_format not in ("bitmask", "polygon"):
             raise ConfigError(f"mask_format {mask_format!r}: choose 'bitmask' or 'polygon'")
@@ -57,6 +62,7 @@ class DetectionMapper(DatasetMapper):
             recompute_boxes=recompute_boxes,
         )
         self.min_box_side = min_box_side
+        self.apply_exif = apply_exif
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one record.
@@ -74,7 +80,7 @@ class DetectionMapper(DatasetMapper):
             DatasetError: its size is not the record's, or a mask is missing or of another format.
         """
         record = copy.deepcopy(dataset_dict)
-        image = read_image(record["file_name"])
+        image = read_pixels(record["file_name"], self.apply_exif)
         height, width = image.shape[:2]
         check_image_size(record, width, height)
         record["width"], record["height"] = width, height
@@ -95,6 +101,8 @@ class DetectionMapper(DatasetMapper):
         image_shape: tuple[int, int],
     ) -> None:
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
+        if self.use_instance_mask:
+            annotations = [a for a in annotations if a.get("segmentation") != []]
         annotations = self._visible(annotations, transforms, image_shape)
         for annotation in annotations:
             self._prepare_mask(annotation, dataset_dict["file_name"])

@@ -1,19 +1,22 @@
 """Registering images with region boxes: what CLIPSelf (arXiv 2310.01403) is trained on."""
 
 import logging
-import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from densedet.data.annotation_file import category_names, datasets_root, read_annotation_file
-from densedet.data.annotation_reader import AnnotationReader, entry_name
+from densedet.data.annotation_file import datasets_root
+from densedet.data.annotation_reader import Faults
+from densedet.data.annotation_table import AnnotationTable
+from densedet.data.catalog import table_vocabulary
+from densedet.data.coco_format import image_paths
 from densedet.data.proposal_file import Proposals, read_proposal_file
+from densedet.data.record_list import RecordColumns, image_records
+from densedet.data.table_cache import annotation_table
 from densedet.errors import ConfigError, DatasetError, VocabularyError
 from densedet.vocabulary import Vocabulary
 
@@ -96,11 +99,13 @@ def register_region_images(
         return
 
     def load() -> list[dict[str, Any]]:
-        reader = _Reader(Path(json_file), read_annotation_file(json_file, hint))
+        table = annotation_table(json_file, hint)
+        indices = {identifier: rank for rank, identifier in enumerate(sorted(table.names))}
         MetadataCatalog.get(name).set(
-            thing_classes=reader.classes, thing_dataset_id_to_contiguous_id=reader.indices
+            thing_classes=[table.names[identifier] for identifier in indices],
+            thing_dataset_id_to_contiguous_id=indices,
         )
-        records = reader.records(image_root, annotated_only)
+        records = _records(table, indices, image_root, annotated_only)
         if proposal_file is not None:
             _add_proposals(records, read_proposal_file(proposal_file), proposal_file)
         return records
@@ -134,10 +139,9 @@ def region_vocabulary(name: str) -> Vocabulary:
             f"no data set {name!r} with an annotation file is registered; register it in "
             "dataloader.register, e.g. with densedet.data.register_clipself"
         )
-    data = read_annotation_file(path, metadata.get("hint", ""))
-    category_names(data, path)
+    table = annotation_table(path, metadata.get("hint", ""))
     try:
-        return Vocabulary.from_coco(data)
+        return table_vocabulary(table)
     except VocabularyError as error:
         raise DatasetError(f"annotation file {path}: {error}") from error
 
@@ -184,51 +188,31 @@ def register_clipself(root: str | os.PathLike[str] | None = None) -> None:
         register_region_images(name, file, images, hint, annotated_only=annotated_only)
 
 
-class _Reader(AnnotationReader):
-    """The checks on one annotation file; boxes are taken as they are."""
-
-    def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
-        super().__init__(path, data)
-        self.indices = {identifier: rank for rank, identifier in enumerate(sorted(self.names))}
-        self.classes = [self.names[identifier] for identifier in self.indices]
-        self.entries: list[dict[str, Any]] = data["annotations"]
-        if not self.images:
-            raise self.error("its list 'images'", "is empty; give a file with images")
-
-    def records(self, root: str | os.PathLike[str], annotated_only: bool) -> list[dict[str, Any]]:
-        """The dicts of the images, by ascending image id."""
-        records = {i: self.record(image, root) for i, image in self.images.items()}
-        for entry in self.entries:
-            self.check_annotation(entry)
-            records[entry["image_id"]]["annotations"].append(self._annotation(entry))
-        annotated = {
-            i: r for i, r in records.items() if not all(a["iscrowd"] for a in r["annotations"])
-        }
-        logger.info("%s: %d images, %d with boxes", self.path, len(records), len(annotated))
-        kept = annotated if annotated_only else records
-        return [kept[i] for i in sorted(kept)]
-
-    def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
-        self.category(entry)
-        return {
-            "bbox": self._box(entry),
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": self.indices[entry["category_id"]],
-            "iscrowd": int(entry.get("iscrowd", 0)),
-        }
-
-    def _box(self, entry: dict[str, Any]) -> list[float]:
-        try:
-            box = [float(value) for value in entry["bbox"]]
-        except (TypeError, ValueError, OverflowError):
-            box = []
-        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-            raise self.error(
-                entry_name(entry),
-                f"has box {entry['bbox']!r}; give four finite numbers x, y, width, height, the "
-                "last two not negative",
-            )
-        return box
+def _records(
+    table: AnnotationTable,
+    indices: dict[int, int],
+    root: str | os.PathLike[str],
+    annotated_only: bool,
+) -> list[dict[str, Any]]:
+    """The dicts of the images, by ascending image id; boxes are taken as they are."""
+    found = Faults(f"annotation file {table.path}")
+    if not len(table.sizes):
+        found.add("its list 'images'", "is empty; give a file with images")
+    for row in np.flatnonzero((table.boxes[:, 2:] < 0).any(axis=1)).tolist():
+        found.add(
+            table.annotation_name(row),
+            f"has box {table.box_text(row)}; give four finite numbers x, y, width, height, "
+            "the last two not negative",
+        )
+    found.check()
+    classes = np.array([indices[i] for i in table.names], dtype=np.int64)[table.labels]
+    rows = np.argsort(table.images, kind="stable")
+    columns = RecordColumns(table, table.boxes, classes, rows, masks=False)
+    records = image_records(columns, image_paths(table, root))
+    annotated = np.bincount(table.images[~table.crowds], minlength=len(records)) > 0
+    logger.info("%s: %d images, %d with boxes", table.path, len(records), annotated.sum())
+    kept = np.flatnonzero(annotated) if annotated_only else range(len(records))
+    return sorted((records[i] for i in kept), key=lambda record: record["image_id"])
 
 
 def _add_proposals(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densedet.data.images import check_image_size, read_image
+from densedet.data.images import check_image_size
+from densedet.data.orientation import read_pixels
 from densedet.errors import ConfigError, ImageError
 from densedet.regions.crops import crop_and_resize, whole_image
 from densedet.regions.sampling import Regions
@@ -32,6 +33,7 @@ class RegionMapper:
             resizing to the model.
         min_side: an image with a shorter side than this is not used, pixels.
         skip_unreadable: do not use an image that cannot be read either, instead of raising.
+        apply_exif: see :class:`densedet.data.DetectionMapper`.
 
     Raises:
         ConfigError: ``pil_sizes`` are not two positive numbers.
@@ -44,6 +46,7 @@ class RegionMapper:
         pil_sizes: tuple[int, int] | None = None,
         min_side: int = MIN_SIDE,
         skip_unreadable: bool = False,
+        apply_exif: bool = True,
     ) -> None:
         if pil_sizes is not None and (len(pil_sizes) != 2 or min(pil_sizes) < 1):
             raise ConfigError(f"pil_sizes={pil_sizes}: give the sides of student image and crops")
@@ -51,6 +54,7 @@ class RegionMapper:
         self.pil_sizes = pil_sizes
         self.min_side = min_side
         self.skip_unreadable = skip_unreadable
+        self.apply_exif = apply_exif
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Map one record.
@@ -72,7 +76,7 @@ class RegionMapper:
             DatasetError: its size is not the record's, or what the regions raise.
         """
         try:
-            pixels = read_image(dataset_dict["file_name"])
+            pixels = read_pixels(dataset_dict["file_name"], self.apply_exif)
         except ImageError as error:
             if not self.skip_unreadable:
                 raise

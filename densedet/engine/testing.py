@@ -139,6 +139,18 @@ def check_test_vocabularies(cfg: DictConfig, model: nn.Module) -> None:
             check_loader(words, data_set.node.test, f"{data_set.key}.test")
 
 
+def look_at_test_data(cfg: DictConfig) -> None:
+    """Build all that will be evaluated, so that a fault shows before the training and not after it.
+
+    The annotation files are read and checked, and the headers of some images.
+
+    Raises:
+        DatasetError, ImageError: an annotation file, a record or an image is wrong or missing.
+    """
+    for data_set in data_sets(cfg):
+        _build(data_set, None)
+
+
 def do_test(
     cfg: DictConfig, model: nn.Module, own_hooks: Sequence[HookBase] = ()
 ) -> dict[str, Any]:

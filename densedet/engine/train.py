@@ -44,6 +44,7 @@ from densedet.engine.testing import (
     check_test_vocabularies,
     data_sets,
     do_test,
+    look_at_test_data,
     register_data_sets,
 )
 from densedet.engine.trainer import Trainer, check_precision
@@ -79,6 +80,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         ConfigError: the config does not fit; before anything is built where that can be seen.
+        DatasetError, ImageError: the training or what is evaluated after it has faulty data.
         CheckpointError: weights or state do not fit.
         NonFiniteLossError: a loss became infinite or NaN.
     """
@@ -87,6 +89,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     _require(cfg.dataloader, "train", prefix="dataloader.")
     device = _prepare(cfg, options)
     check_precision(device, options.dtype)
+    look_at_test_data(cfg)
     if comm.is_main_process():
         _save_config(cfg, options.output_dir)
     model = build(cfg.model, "model").to(device)

@@ -2,21 +2,26 @@
 
 import contextlib
 import io
+import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.catalog import Metadata
+from detectron2.data.catalog import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from densedet.data.annotation_file import read_annotation_file
 from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.evaluation.ground_truth import (
     check_images,
+    check_masks,
+    checked_ground_truth,
     coco_api,
+    has_masks,
     registered_metadata,
     restrict_ground_truth,
 )
@@ -93,8 +98,9 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
 
     Beside Detectron2's own figures each task has the six of :func:`open_vocabulary_ap` and "AP50-X"
     for each label X, all in percent. The data set must be registered by
-    :func:`densedet.data.register_coco_format`, whose metadata give the vocabulary; the ground truth
-    is restricted to its classes, and with ``annotated_only`` to the images that have one
+    :func:`densedet.data.register_coco_format`, whose metadata give the vocabulary. The ground truth
+    is made from the annotations that were checked when the file was read. It is restricted to the
+    classes of the vocabulary, and with ``annotated_only`` to the images that have one
     (:func:`restrict_ground_truth`). Without any detection the figures are 0 where there is ground
     truth (Detectron2 itself says nan).
 
@@ -104,22 +110,27 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
         **kwargs: see ``detectron2.evaluation.COCOEvaluator``.
 
     Raises:
-        DatasetError: the data set has no vocabulary, or its annotation file is missing or broken;
-            at evaluation, a prediction is for an image that the file does not have.
+        DatasetError: the data set has no vocabulary, its annotation file is missing or broken, or
+            it has objects without the masks of the task "segm"; at evaluation, a prediction is for
+            an image that the file does not have.
     """
 
     def __init__(
         self, dataset_name: str, tasks: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         metadata = registered_metadata(dataset_name)
-        data = read_annotation_file(metadata.json_file, metadata.get("hint", ""))
-        super().__init__(dataset_name, tuple(tasks) if tasks else None, **kwargs)
+        data = checked_ground_truth(dataset_name)
+        with _empty_data_set() as empty:  # of which Detectron2 reads the file
+            super().__init__(empty, tuple(tasks) if tasks else None, **kwargs)
         self.vocabulary = metadata.vocabulary
         restricted, self._category_ids = restrict_ground_truth(
             data, self.vocabulary.labels, annotated_only=metadata.get("annotated_only", False)
         )
         self._known_images = {image["id"] for image in data["images"]}
         self._coco_api = coco_api(restricted)
+        self._name = f"data set {dataset_name!r} ({metadata.json_file})"
+        if "segm" in (tasks or ()):
+            check_masks(restricted, self._name)
         # Detectron2 takes the class names in the order of the category ids, and maps the classes of
         # the predictions back to ids; its catalog entry itself stays as it is.
         names = [entry["name"] for entry in restricted["categories"]]
@@ -127,11 +138,19 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
         changed = {"thing_classes": names, "thing_dataset_id_to_contiguous_id": ids}
         self._metadata = Metadata(**{**vars(metadata), **changed})
 
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        tasks: list[str] = super()._tasks_from_predictions(predictions)
+        if "segm" not in tasks:
+            return tasks
+        if not has_masks(self._coco_api.dataset, self._name):
+            return ["bbox"]
+        check_masks(self._coco_api.dataset, self._name)
+        return tasks
+
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None
     ) -> None:
-        name = f"data set {self._metadata.name!r} ({self._metadata.json_file})"
-        check_images(predictions, self._known_images, name)
+        check_images(predictions, self._known_images, self._name)
         tested = [p for p in predictions if p["image_id"] in self._coco_api.imgs]
         super()._eval_predictions(tested, img_ids=img_ids)
 
@@ -157,6 +176,19 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
         logger.info("%s: %s", iou_type, ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
         results.update(means)
         return results
+
+
+@contextlib.contextmanager
+def _empty_data_set() -> Iterator[str]:
+    """The name of a data set of nothing, for a while."""
+    with tempfile.TemporaryDirectory(prefix="densedet_") as folder:
+        path = Path(folder) / "empty.json"
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+        MetadataCatalog.get(folder).set(json_file=str(path))
+        try:
+            yield folder
+        finally:
+            MetadataCatalog.remove(folder)
 
 
 def _accumulate(

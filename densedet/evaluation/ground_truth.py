@@ -2,14 +2,19 @@
 
 import contextlib
 import io
+import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask as mask_util
-from detectron2.data.catalog import Metadata, MetadataCatalog
+from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from pycocotools.coco import COCO
 
+from densedet.data.table_cache import annotation_table
 from densedet.errors import DatasetError
+
+logger = logging.getLogger(__name__)
 
 
 def restrict_ground_truth(
@@ -21,8 +26,8 @@ def restrict_ground_truth(
     ``annotated_only`` the images that have none left, on which there could only be false positives
     (4,836 of the 5,000 validation images stay). Labels that the file lacks get a category without
     annotations. Annotations are numbered from 1 (pycocotools takes an id of 0 for "no match"), and
-    those without "iscrowd" or "area" get them (not a crowd; the area of the mask, or else of the
-    box).
+    those without "iscrowd", or without an "area" that is a number from 0 on, get them (not a crowd;
+    the area of the mask, or else of the box).
 
     Args:
         data: COCO-format ground truth; not modified.
@@ -79,6 +84,47 @@ def registered_metadata(dataset_name: str) -> Metadata:
     return metadata
 
 
+def checked_ground_truth(dataset_name: str) -> dict[str, Any]:
+    """The ground truth of a registered data set, from the records that its loader checked.
+
+    Args:
+        dataset_name: registered by :func:`densedet.data.register_coco_format`.
+
+    Returns:
+        COCO-format ground truth, all categories of the file. Boxes without area are there, and
+        boxes reach over the border, as in the file: the published evaluation counts both.
+
+    Raises:
+        DatasetError: the data set is not registered with a vocabulary, or what loading it raises.
+    """
+    metadata = registered_metadata(dataset_name)
+    DatasetCatalog.get(dataset_name)  # its checks, with its options
+    return annotation_table(metadata.json_file, metadata.get("hint", "")).coco_data()
+
+
+def has_masks(gt: Mapping[str, Any], name: str) -> bool:
+    """Whether an object of a ground truth, called ``name``, has a mask; says so if none has."""
+    found = any(annotation.get("segmentation") for annotation in gt["annotations"])
+    if not found:
+        logger.warning("%s has no masks: only boxes are evaluated", name)
+    return found
+
+
+def check_masks(gt: Mapping[str, Any], name: str) -> None:
+    """Check that every object of a ground truth, called ``name``, has a mask.
+
+    Raises:
+        DatasetError: some have none.
+    """
+    without = [a for a in gt["annotations"] if not a.get("segmentation")]
+    if without:
+        raise DatasetError(
+            f"{len(without)} of {len(gt['annotations'])} objects of {name} have no segmentation, "
+            f"the first is in image {without[0]['image_id']}; add their masks, or leave 'segm' out "
+            "of the evaluator's tasks"
+        )
+
+
 def check_images(records: Sequence[Mapping[str, Any]], known: Collection[int], name: str) -> None:
     """Check that all detections are for images of the ground truth, called ``name``.
 
@@ -104,11 +150,11 @@ def coco_api(data: Mapping[str, Any]) -> COCO:
 
 def _complete(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     annotation.setdefault("iscrowd", 0)
-    if "area" not in annotation:
+    area: Any = annotation.get("area")
+    if type(area) not in (int, float) or not 0 <= area < math.inf:
         mask = annotation.get("segmentation")
-        annotation["area"] = (
-            _mask_area(mask, size) if mask else annotation["bbox"][2] * annotation["bbox"][3]
-        )
+        box = annotation["bbox"]
+        annotation["area"] = (_mask_area(mask, size) if mask else 0) or box[2] * box[3]
     return annotation
 
 

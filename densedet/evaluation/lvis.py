@@ -11,15 +11,22 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
-from densedet.data.annotation_file import read_annotation_file
 from densedet.errors import ConfigError, DatasetError
 from densedet.evaluation.evaluator import OpenVocabularyEvaluator
 from densedet.evaluation.ground_truth import (
     check_images,
+    check_masks,
+    checked_ground_truth,
+    has_masks,
     registered_metadata,
     restrict_ground_truth,
 )
-from densedet.evaluation.lvis_precision import AREAS, IOU_THRESHOLDS, federated_precision
+from densedet.evaluation.lvis_precision import (
+    AREAS,
+    IOU_THRESHOLDS,
+    check_lists,
+    federated_precision,
+)
 from densedet.evaluation.open_vocabulary import (
     at_iou,
     class_ap,
@@ -121,7 +128,7 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
         if unknown:
             raise ConfigError(f"task {unknown[0]!r}: choose from {', '.join(TASKS)}")
         metadata = registered_metadata(dataset_name)
-        data = read_annotation_file(metadata.json_file, metadata.get("hint", ""))
+        data = checked_ground_truth(dataset_name)
         self._source = f"data set {dataset_name!r} ({metadata.json_file})"
         self.vocabulary = metadata.vocabulary
         restricted, self._category_ids = restrict_ground_truth(data, self.vocabulary.labels)
@@ -129,6 +136,9 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
         for entry in restricted["categories"]:
             entry["frequency"] = frequencies.get(entry["name"])
         self._gt = restricted
+        check_lists(restricted, self._source)
+        if "segm" in (tasks or ()):
+            check_masks(restricted, self._source)
         self._tasks = tuple(tasks or ())
         self._distributed = distributed
         self._output_dir = output_dir
@@ -166,9 +176,12 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
             write_text(Path(self._output_dir) / RESULTS_FILE, json.dumps(detections))
         if not detections:
             logger.warning("no detections at all: AP is 0 for every class with ground truth")
-        tasks = self._tasks or (TASKS if any(masks for masks, _ in found) else TASKS[:1])
+        with_masks = any(masks for masks, _ in found) and has_masks(self._gt, self._source)
+        tasks = self._tasks or (TASKS if with_masks else TASKS[:1])
         if "segm" in tasks and not all("segmentation" in d for d in detections):
             raise ConfigError("the model gives no masks; leave 'segm' out of the evaluator's tasks")
+        if "segm" in tasks:
+            check_masks(self._gt, self._source)
         return {task: self._figures(detections, task) for task in tasks}
 
     def _with_category_id(self, detection: dict[str, Any]) -> dict[str, Any]:

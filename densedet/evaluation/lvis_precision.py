@@ -73,6 +73,21 @@ def federated_precision(
     return precision
 
 
+def check_lists(gt: Record, name: str) -> None:
+    """Check that the images of a ground truth, called ``name``, have LVIS's two lists.
+
+    Raises:
+        DatasetError: one has not.
+    """
+    for image in gt["images"]:
+        for key in _IMAGE_LISTS:
+            if not isinstance(image.get(key), list):
+                raise DatasetError(
+                    f"image {image['id']} of {name} has no list {key!r}: this is no LVIS-format "
+                    "file; evaluate it with OpenVocabularyCOCOEvaluator"
+                )
+
+
 def _groups(
     category_ids: Sequence[int],
     truth: Mapping[int, list[dict[str, Any]]],
@@ -94,14 +109,9 @@ def _groups(
 
 def _known_pairs(gt: Record) -> Collection[tuple[Any, int]]:
     """(image id, category id) of all that is annotated or known to be absent."""
+    check_lists(gt, "the ground truth")
     pairs = {(a["image_id"], a["category_id"]) for a in gt["annotations"]}
     for image in gt["images"]:
-        for key in _IMAGE_LISTS:
-            if key not in image:
-                raise DatasetError(
-                    f"image {image['id']} of the ground truth has no {key!r}: this is no "
-                    "LVIS-format file; evaluate it with OpenVocabularyCOCOEvaluator"
-                )
         pairs.update((image["id"], category_id) for category_id in image["neg_category_ids"])
     return pairs
 

@@ -125,20 +125,24 @@ def test_boxes_without_area_are_skipped_and_counted(
     assert "skipped 1 boxes without area" in caplog.text
 
 
-def test_polygons_of_two_points_are_skipped(
+def test_polygons_of_two_points_leave_the_box(
     tiny: dict[str, Any],
     vocabulary: Vocabulary,
     write: Write,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tiny["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]
+    tiny["annotations"][0]["segmentation"] = [[1, 1, 5, 5, 7]]
     tiny["annotations"][1]["segmentation"].append([1, 1, 5, 5])
     with caplog.at_level(logging.WARNING, "densedet"):
         records = load_coco_format(write(tiny), tmp_path, vocabulary)
-    (kept,) = records[0]["annotations"]
-    assert kept["segmentation"] == [[30, 30, 40, 30, 40, 50, 30, 50]]
-    assert "skipped 1 instances without a valid polygon" in caplog.text
+    first, second = records[0]["annotations"]
+    assert (first["bbox"], first["segmentation"]) == ([5, 6, 20, 10], [])
+    assert second["segmentation"] == [[30, 30, 40, 30, 40, 50, 30, 50]]
+    assert (
+        "1 instances have no polygon of three points or more, such as annotation 1 of image 3"
+        in (caplog.text)
+    )
 
 
 @pytest.mark.parametrize(("expected", "warned"), [(2, False), (5, True)])

@@ -1,5 +1,6 @@
 """The mapper and its two resizing schemes."""
 
+import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ Records = list[dict[str, Any]]
 def records(
     tiny: dict[str, Any], vocabulary: Vocabulary, write: Callable[..., Path], tmp_path: Path
 ) -> Records:
-    return load_coco_format(write(tiny), tmp_path, vocabulary)
+    return copy.deepcopy(load_coco_format(write(tiny), tmp_path, vocabulary))
 
 
 def test_plain_training_sample(records: Records) -> None:

@@ -228,5 +228,7 @@ def test_a_vocabulary_of_nothing(write, tiny):
     tiny["categories"][0]["name"] = " "
     path = write(tiny)
     register_region_images("regions", path, path.parent)
-    with pytest.raises(DatasetError, match=rf"{re.escape(str(path))}: category 1.*empty"):
+    with pytest.raises(
+        DatasetError, match=rf"{re.escape(str(path))}: category .* needs 'id' and 'name'"
+    ):
         region_vocabulary("regions")

@@ -149,7 +149,9 @@ def test_wrong_arguments(make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(InstallationError, match="pip install 'faster-coco-eval"):
             evaluate_lvis_detections(data, detections, "bbox", set())
     negative = data["images"][0].pop("neg_category_ids")
-    with pytest.raises(DatasetError, match="image 100 of the ground truth has no 'neg_category_id"):
+    with pytest.raises(
+        DatasetError, match="image 100 of the ground truth has no list 'neg_category_id"
+    ):
         evaluate_lvis_detections(data, detections, "bbox", set())
     data["images"][0]["neg_category_ids"] = negative
     del data["categories"][0]["frequency"]

@@ -5,8 +5,7 @@
 
 from detectron2.config import LazyCall as L
 
-from densedet.data import register_coco_format
-from densedet.vocabulary import Vocabulary
+from densedet.data import read_vocabulary, register_coco_format
 
 from .ov_coco import dataloader
 
@@ -20,7 +19,7 @@ custom = dict(
     vocabulary="${custom.train_json}",
 )
 
-vocabulary = L(Vocabulary.from_file)(path="${custom.vocabulary}")
+vocabulary = L(read_vocabulary)(path="${custom.vocabulary}")
 # a category that the vocabulary calls unseen has no labels in training
 dataloader.register = [
     L(register_coco_format)(
