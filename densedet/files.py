@@ -1,13 +1,41 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading regular files only, and writing so that a reader never sees half of a file."""
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from densedet.errors import OutputError
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise before a path is opened that is no regular file, whose reading may never end.
+
+    Links are followed. What is raised has a ``strerror`` for the message of the caller.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        IsADirectoryError: it is a folder.
+        OSError: it is a named pipe, a socket or a device, or cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return
+    name = os.fspath(path)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    kind = next((text for test, text in _KINDS if test(mode)), "something else")
+    raise OSError(errno.EINVAL, f"{kind}, not a regular file", name)
 
 
 @contextmanager

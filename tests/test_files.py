@@ -3,13 +3,14 @@
 import logging
 import os
 import re
+import socket
 
 import pytest
 import torch
 
 from densedet.clip import ClassEmbeddings, VocabularyEmbedder
 from densedet.errors import DensedetError, OutputError
-from densedet.files import atomic_folder, atomic_path, write_text, writing
+from densedet.files import atomic_folder, atomic_path, check_regular, write_text, writing
 from densedet.vocabulary import Vocabulary
 
 
@@ -143,3 +144,25 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
     assert isinstance(embeddings, ClassEmbeddings)
     torch.testing.assert_close(embeddings.vectors.norm(dim=1), torch.ones(2))
     assert "class embeddings are not cached" in caplog.text
+
+
+def test_only_regular_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    check_regular("file")
+    check_regular(tmp_path / "link")
+    os.mkfifo("pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        for name, error, reason in (
+            ("pipe", OSError, "a named pipe, not a regular file"),
+            ("socket", OSError, "a socket, not a regular file"),
+            ("/dev/zero", OSError, "a device, not a regular file"),
+            ("folder", IsADirectoryError, "Is a directory"),
+            ("nothing", FileNotFoundError, "No such file"),
+        ):
+            with pytest.raises(error) as caught:
+                check_regular(name)
+            assert reason in caught.value.strerror
