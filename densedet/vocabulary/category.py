@@ -1,5 +1,7 @@
 """One category of a vocabulary."""
 
+import html
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,12 +11,31 @@ Kind = Literal["thing", "stuff"]
 Frequency = Literal["r", "c", "f"]
 
 
+def _folded() -> dict[int, str | None]:
+    """What CLIP's tokenizer (ftfy in it) makes of single characters; None for nothing."""
+    ignored = ((0x00, 0x08), (0x0B, 0x0B), (0x0E, 0x1F), (0x7F, 0x7F), (0x206A, 0x206F))
+    table: dict[int, str | None] = {c: None for a, b in ignored for c in range(a, b + 1)}
+    table[0xFEFF] = None
+    for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFFEF)):  # ligatures, full-width forms
+        table[code] = unicodedata.normalize("NFKC", chr(code))
+    table.update(dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"))
+    table.update(dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'))
+    return table
+
+
+_FOLDED = _folded()
+
+
 def prompt_key(name: str) -> str:
     """The form in which two names count as the same prompt.
 
-    CLIP's tokenizer lower-cases and collapses white space, and the templates turn underscores into
-    spaces, so "Remote_control" and "remote  control" have the same embedding.
+    CLIP's tokenizer lower-cases, collapses white space, composes Unicode (NFC) and unifies quotes,
+    full-width forms and HTML entities; the templates turn underscores into spaces. So
+    "Remote_control" and "remote  control" have the same embedding.
     """
+    if not (name.isascii() and name.isprintable() and "&" not in name):
+        text = unicodedata.normalize("NFC", name.translate(_FOLDED))
+        name = html.unescape(html.unescape(text))
     return " ".join(name.replace("_", " ").split()).lower()
 
 
