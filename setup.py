@@ -73,6 +73,7 @@ setup(
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
         "omegaconf>=2.1",
+        "PyYAML>=5.4",
         "hydra-core>=1.1",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",

@@ -34,6 +34,7 @@ REQUIRED = {
     "fvcore": ("fvcore", "0.1.5"),
     "iopath": ("iopath", "0.1.9"),
     "omegaconf": ("omegaconf", "2.1"),
+    "PyYAML": ("yaml", "5.4"),
     "hydra-core": ("hydra", "1.1"),
     "pycocotools": ("pycocotools.mask", "2.0.7"),
     "opencv-python-headless": ("cv2", "4.8"),

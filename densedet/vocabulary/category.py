@@ -1,6 +1,7 @@
 """One category of a vocabulary."""
 
 import html
+import reprlib
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,6 +10,12 @@ from densedet.errors import VocabularyError
 
 Kind = Literal["thing", "stuff"]
 Frequency = Literal["r", "c", "f"]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+shown = _SHORT.repr
+"""``repr`` for messages, of anything that a file may hold: short, and not deep."""
 
 
 def _folded() -> dict[int, str | None]:
@@ -67,9 +74,12 @@ class Category:
         label = _clean(self.label, "label")
         if isinstance(self.synonyms, str):
             raise VocabularyError(
-                f"category {label!r}: synonyms must be a list of names, got {self.synonyms!r}"
+                f"category {shown(label)}: synonyms must be a list of names, got "
+                f"{shown(self.synonyms)}"
             )
-        synonyms = tuple(_clean(name, f"synonym of category {label!r}") for name in self.synonyms)
+        synonyms = tuple(
+            _clean(name, f"synonym of category {shown(label)}") for name in self.synonyms
+        )
         object.__setattr__(self, "label", label)
         object.__setattr__(self, "synonyms", synonyms or (label,))
         self._check_synonyms()
@@ -83,8 +93,8 @@ class Category:
             key = prompt_key(name)
             if key in first:
                 raise VocabularyError(
-                    f"category {self.label!r}: the synonyms {first[key]!r} and {name!r} are the "
-                    "same prompt; remove one"
+                    f"category {shown(self.label)}: the synonyms {first[key]!r} and {name!r} are "
+                    "the same prompt; remove one"
                 )
             first[key] = name
 
@@ -92,16 +102,16 @@ class Category:
         # Compares types too: 1 == True, but would give another digest.
         if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise VocabularyError(
-                f"category {self.label!r}: {field} is {value!r}; it must be one of "
+                f"category {shown(self.label)}: {field} is {shown(value)}; it must be one of "
                 + ", ".join(map(repr, choices))
             )
 
 
 def _clean(name: object, what: str) -> str:
     if not isinstance(name, str):
-        raise VocabularyError(f"a {what} must be a string, got {name!r}")
+        raise VocabularyError(f"a {what} must be a string, got {shown(name)}")
     if not prompt_key(name):
-        raise VocabularyError(f"a {what} is empty ({name!r}); give it a name or remove it")
+        raise VocabularyError(f"a {what} is empty ({shown(name)}); give it a name or remove it")
     if any("\ud800" <= character <= "\udfff" for character in name):
         raise VocabularyError(f"the {what} {name!r} is not valid Unicode text; type it again")
     return name.strip()
