@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from densedet.data.images import read_image
+from densedet.data.images import LABEL_FORMATS, check_bits, open_image
 from densedet.errors import DatasetError
 from densedet.files import atomic_path, writing
 
@@ -20,9 +20,14 @@ def read_segment_map(path: str | os.PathLike[str]) -> NDArray[np.uint32]:
     """Read the segment id of each pixel of a panoptic PNG: [H, W] uint32.
 
     Raises:
-        ImageError: the file is missing, is not an image, or is truncated or corrupt.
+        ImageError: the file is missing, is not a PNG or a TIFF, or is truncated or corrupt, also
+            where only a checksum shows it.
     """
-    red, green, blue = np.moveaxis(read_image(path), 2, 0).astype(np.uint32)
+    name = os.fspath(path)
+    with open_image(name, LABEL_FORMATS) as image:
+        check_bits(image.mode, name)
+        colours = np.asarray(image.convert("RGB"))
+    red, green, blue = np.moveaxis(colours, 2, 0).astype(np.uint32)
     ids: NDArray[np.uint32] = red | green << 8 | blue << 16
     return ids
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from densedet.data.images import read_image, reading
+from densedet.data.images import open_image, read_image
 from densedet.errors import ImageError, VocabularyError
 from densedet.vocabulary import Vocabulary
 
@@ -16,9 +16,6 @@ MOST_PIXELS = 20_000_000
 
 MOST_BYTES = 50_000_000
 """Of the file of a picture."""
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Of pictures, as Pillow names them; it knows others that run programs (EPS) or unpack much."""
 
 SIDE = 640
 """The longer side, pixels, in which larger pictures are looked at."""
@@ -43,7 +40,7 @@ def read_picture(path: str) -> NDArray[np.uint8]:
         ImageError: the file is no picture, or too large. The message has its name, not its folder.
     """
     try:
-        with reading(path), Image.open(path, formats=FORMATS) as opened:
+        with open_image(path, header_only=True) as opened:
             width, height = opened.size
         if height * width > MOST_PIXELS:
             raise ImageError(

@@ -62,7 +62,7 @@ def test_what_is_no_picture_is_refused_without_its_folder(tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+@pytest.mark.parametrize("kind", ["EPS", "PCX"])
 def test_formats_that_the_web_has_no_use_for_are_refused(tmp_path, kind):
     """Pillow itself reads them, and of an EPS starts another program."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", format=kind)
