@@ -4,7 +4,6 @@ import copy
 import itertools
 import os
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 from densedet import compat
 from densedet.errors import ImageError
 from densedet.predictor.images import ImageLike, PreparedImage, as_pixels
-from densedet.predictor.prediction import Prediction
+from densedet.predictor.prediction import Prediction, Task
 from densedet.predictor.regions import box_embeddings, map_on_picture, mask_embeddings
 from densedet.predictor.shared import SharedModel
 from densedet.predictor.sources import Source, load_source
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.vocabulary import VocabularyLike
-
-Task = Literal["panoptic", "instance", "semantic"]
 
 _BATCH = 8
 
@@ -49,13 +46,17 @@ class Predictor:
             for a model that has nothing to train.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: of the image encoder: "fp32", "bf16" or, on CUDA, "fp16". The heads have fp32.
+        max_pixels: the most that the model sees of an image, after the resizing of its evaluation.
+            A larger image is made smaller for it. Results are in pixels of the image; where that
+            has more, masks and maps take the nearest pixel. None takes 2,097,152, or what gives an
+            image tower 6,400 cells (409,600 pixels for the quickstart models).
 
     Attributes:
         config: of the model.
 
     Raises:
         ConfigError: the config has no model with a vocabulary, no trained weights are there, or
-            no such device or precision.
+            no such device or precision, or no pixels.
         CheckpointError: the weights do not fit, or are not trained yet.
     """
 
@@ -65,11 +66,14 @@ class Predictor:
         weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        max_pixels: int | None = None,
     ) -> None:
         compat.apply()
         source = load_source(config, weights)
         self.config = source.config
-        self._shared = SharedModel(source.model, source.augmentations, device, precision)
+        self._shared = SharedModel(
+            source.model, source.augmentations, device, precision, max_pixels
+        )
         self._vocabulary = source.vocabulary
         self._image: PreparedImage | None = None
 
@@ -137,7 +141,9 @@ class Predictor:
         """
         self._image = self._shared.image(as_pixels(image))
 
-    def predict(self, image: ImageLike | None = None) -> Prediction:
+    def predict(
+        self, image: ImageLike | None = None, above: float = 0.0, task: Task | None = None
+    ) -> Prediction:
         """Look for the vocabulary, the one that is set when the call begins.
 
         Between `set_vocabulary` and this call another thread may set other words; the result's
@@ -145,23 +151,33 @@ class Predictor:
 
         Args:
             image: None takes the one that was set.
+            above: as of `Prediction.above`; what is less certain costs no mask in the size of a
+                large image.
+            task: one of `tasks`, to have that alone, likewise.
 
         Raises:
-            ImageError: no picture is set, or this is none.
+            ImageError: no image is set, or this is none.
+            ValueError: a score outside 0..1.
         """
-        vocabulary = self._vocabulary  # before the picture is read, which takes time
-        return self._shared.predict(self._known(image), vocabulary)
+        vocabulary = self._vocabulary  # before the image is read, which takes time
+        return self._shared.predict(self._known(image), vocabulary, above, task)
 
-    def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Look for the vocabulary in pictures of any sizes, some at a time, in their order.
+    def predict_batch(
+        self, images: Iterable[ImageLike], above: float = 0.0, task: Task | None = None
+    ) -> list[Prediction]:
+        """Look for the vocabulary in images of any sizes, some at a time, in their order.
+
+        Args:
+            images: of them, some are in memory at a time.
+            above, task: as of `predict`.
 
         Raises:
-            ImageError: one of them is no picture; the message has its number, counted from 0.
+            ImageError: one of them is no image; the message has its number, counted from 0.
         """
         vocabulary, rest = self._vocabulary, enumerate(images)
         found: list[Prediction] = []
         while some := [_numbered(*pair) for pair in itertools.islice(rest, _BATCH)]:
-            found += self._shared.predict_batch(some, vocabulary)
+            found += self._shared.predict_batch(some, vocabulary, above, task)
         return found
 
     def dense_features(self, image: ImageLike | None = None) -> Tensor:
@@ -245,7 +261,7 @@ class Predictor:
         if image is not None:
             return self._shared.image(as_pixels(image))
         if self._image is None:
-            raise ImageError("no picture is set: call set_image first, or give one")
+            raise ImageError("no image is set: call set_image first, or give one")
         return self._image
 
 
@@ -254,4 +270,4 @@ def _numbered(number: int, image: ImageLike) -> NDArray[np.uint8]:
     try:
         return as_pixels(image)
     except ImageError as error:
-        raise ImageError(f"picture {number}: {error}") from error
+        raise ImageError(f"image {number}: {error}") from error

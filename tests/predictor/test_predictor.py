@@ -190,7 +190,7 @@ def test_a_truncated_pillow_image_is_refused(zero_shot, image, tmp_path):
         pytest.raises(ImageError, match=r"a\.png is "),
     ):
         zero_shot.set_image(opened)
-    with pytest.raises(ImageError, match=r"^picture 9: image .*a\.png is truncated"):
+    with pytest.raises(ImageError, match=r"^image 9: image .*a\.png is truncated"):
         zero_shot.predict_batch([*[image] * 9, tmp_path / "a.png"])
 
 
