@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densedet.errors import ImageError, OutputError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class Film:
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         if isinstance(source, int) and not 0 <= source < 2**31:
             raise ImageError(f"there is no {self.name}; cameras are numbered from 0")
-        if not isinstance(source, int) and not os.path.isfile(source):
-            raise ImageError(f"video {self.name} does not exist; check the path")
+        if not isinstance(source, int):
+            _check_file(self.name)
         self._capture = _open(source if isinstance(source, int) else self.name)
         if not self._capture.isOpened():
             raise ImageError(f"{self.name} cannot be opened as a video; give another")
@@ -148,6 +148,15 @@ def write_film(path: str | os.PathLike[str], rate: float) -> Iterator[FilmWriter
         finally:
             writer.close()
         writer.check()
+
+
+def _check_file(name: str) -> None:
+    try:
+        check_regular(name)
+    except FileNotFoundError as error:
+        raise ImageError(f"video {name} does not exist; check the path") from error
+    except OSError as error:
+        raise ImageError(f"video {name} cannot be opened ({error.strerror})") from error
 
 
 def _open(source: str | int) -> cv2.VideoCapture:

@@ -28,6 +28,8 @@ def categories_from_typed(text: str) -> tuple[Category, ...]:
         VocabularyError: it is none of these.
     """
     text = text.translate(_FULL_WIDTH).strip().lstrip("\ufeff")
+    if not text:
+        return ()
     if text.startswith(("[", "{")):
         return _categories_from_brackets(text)
     if re.match(r"names\s*:", text):

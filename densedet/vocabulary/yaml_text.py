@@ -35,6 +35,8 @@ def decode_yaml(text: str) -> object:
         )
     try:
         return yaml.load(text, _PlainLoader)
+    except VocabularyError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

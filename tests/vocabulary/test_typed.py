@@ -123,12 +123,12 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", BOMB, r"line 2 has a YAML alias \(\*\.\.\.\); write it out"),
+        ("a.yaml", BOMB, r"^[^ ]*: line 2 has a YAML alias \(\*\.\.\.\); write it out"),
         ("a.yaml", "[" * 200_000, "cannot be decoded as YAML"),
         ("a.yaml", "names: [cat\nnc: 3", r"not valid YAML \(line 2, column 3: "),
         ("a.yaml", "names: !!python/object/apply:os.system ['echo hi']\nnc: 2", "but 'nc' says 2"),
         ("a.yaml", "names: coco.names", "'names': expected a list or an object, got 'coco.names'"),
-        ("a.yaml", "names:\n  0: cat\n  0: dog", "the key '0' stands there twice"),
+        ("a.yaml", "names:\n  0: cat\n  0: dog", "^[^ ]*: the key '0' stands there twice"),
         ("a.yaml", "nc: 3\nnames: [cat, dog]", "2 names, but 'nc' says 3; correct one"),
         ("a.yaml", "? [a]\n: b", "not valid YAML .*unhashable"),
         ("a.yaml", "a: \x00", "cannot be decoded as YAML"),
