@@ -7,18 +7,31 @@ thing another colour when it loses track of it.
 import colorsys
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
+from densedet.fonts import families
+
 _LONGEST_SIDE = 4_096  # pixels, of what was enlarged
 _MOST_PIXELS = 4_096**2  # matplotlib takes some 140 bytes for each
+
+
+class _Visualizer(Visualizer):
+    """Detectron2's, which also draws letters that its font does not have."""
+
+    def draw_text(self, text: str, position: Any, **options: Any) -> Any:
+        """As Detectron2 does, in fonts that have the characters of the text."""
+        output = super().draw_text(text, position, **options)
+        output.ax.texts[-1].set_fontfamily(families(text))
+        return output
 
 
 def label_colour(label: str) -> tuple[float, float, float]:
@@ -49,14 +62,14 @@ def draw_detections(
     masks: Any = instances.pred_masks.numpy() if instances.has("pred_masks") else None
     step = _step(image)
     image, masks = _widened(*_reduced(image, masks, step))
-    drawn = Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
+    drawn = _Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
         boxes=instances.pred_boxes.tensor / step,
         masks=masks,
         labels=_texts(names, instances.scores.tolist()),
         assigned_colors=[label_colour(name) for name in names],
         alpha=0.2,
     )
-    return drawn.get_image()
+    return _rendered(drawn)
 
 
 def draw_segments(
@@ -80,7 +93,7 @@ def draw_segments(
     """
     image, masks = _widened(*_reduced(image, masks, _step(image)))
     large, factor = _enlarged(image, smallest_side)
-    drawn = Visualizer(large)
+    drawn = _Visualizer(large)
     texts = _texts(labels, scores)
     for row in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
         drawn.draw_binary_mask(
@@ -90,7 +103,7 @@ def draw_segments(
             alpha=0.45,
             area_threshold=0,
         )
-    return drawn.output.get_image()
+    return _rendered(drawn.output)
 
 
 def draw_similarity(
@@ -116,10 +129,10 @@ def draw_similarity(
     low, high = float(cosines.min()), float(cosines.max())
     heat = matplotlib.colormaps["turbo"]((cosines - low) / max(high - low, 1e-6))[..., :3]
     heat = (255 * heat).repeat(factor, axis=0).repeat(factor, axis=1)
-    drawn = Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
+    drawn = _Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
     text = f"{_literal(phrase)}: {low:.2f} to {high:.2f}"
     drawn.draw_text(text, (8, 8), color="white", horizontal_alignment="left")
-    return drawn.output.get_image()
+    return _rendered(drawn.output)
 
 
 def _step(image: NDArray[np.uint8]) -> int:
@@ -160,6 +173,13 @@ def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.
     factor = math.ceil(_factor(image, smallest_side))
     size = (factor * image.shape[1], factor * image.shape[0])
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), factor
+
+
+def _rendered(drawn: VisImage) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3); of glyphs that no font has, `families` told already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        return np.asarray(drawn.get_image())
 
 
 def _literal(label: str) -> str:
