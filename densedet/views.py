@@ -1,4 +1,4 @@
-"""What the demos show of a picture, and what they write: tools/demo.py and tools/web_demo.py."""
+"""What the demos show of an image, and what they write: tools/demo.py and tools/web_demo.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ DETECTION_SCORE = 0.3
 
 Results = list[dict[str, Any]]
 View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
-"""A picture (H, W, 3) uint8 RGB and its number to what is drawn, likewise, and what is written."""
+"""An image (H, W, 3) uint8 RGB and its number to what is drawn, likewise, and what is written."""
 
 
 def detections_view(predictor: Predictor, shown: Sequence[str], threshold: float) -> View:

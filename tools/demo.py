@@ -30,7 +30,7 @@ from densedet.errors import ConfigError, DensedetError, ImageError, OutputError
 from densedet.files import atomic_path, write_text, writing
 from densedet.predictor import Predictor, Task
 from densedet.predictor.sources import with_overrides
-from densedet.video import Film, write_film
+from densedet.video import Video, write_video
 from densedet.views import (
     DETECTION_SCORE,
     Results,
@@ -307,19 +307,19 @@ def enough_memory(path: Path) -> Iterator[None]:
         ) from error
 
 
-def show_film(film: Film, view: View, target: Path, most: int | None) -> tuple[int, Results]:
+def show_video(video: Video, view: View, target: Path, most: int | None) -> tuple[int, Results]:
     """Write a video; the number of its frames, and the results of all. Ctrl-C ends it early."""
     results: Results = []
     count = 0
-    lengths = [length for length in (film.length, most) if length is not None]
-    frames = tqdm(itertools.islice(film, most), unit="frame", total=min(lengths, default=None))
-    with write_film(target, film.rate) as writer:
+    lengths = [length for length in (video.length, most) if length is not None]
+    frames = tqdm(itertools.islice(video, most), unit="frame", total=min(lengths, default=None))
+    with write_video(target, video.rate) as writer:
         try:
             for number, frame in enumerate(frames, start=1):
                 drawn, found = view(frame, number)
                 writer.add(drawn)
                 count = number
-                results += [{"file_name": film.name, **result} for result in found]
+                results += [{"file_name": video.name, **result} for result in found]
         except KeyboardInterrupt:
             if not count:
                 raise
@@ -338,11 +338,11 @@ def main(argv: list[str] | None = None) -> int:
         count = show_images(paths, view, args.output, args.output / f"{kind}.json")
         what = f"{len(paths)} images"
     else:
-        film = Film(args.webcam if args.video is None else args.video)
+        video = Video(args.webcam if args.video is None else args.video)
         name = "webcam.mp4" if args.video is None else f"{args.video.stem}.mp4"
         check_targets(args, [] if args.video is None else [args.video], [name])
         kind, view = make_view(args)
-        frames, results = show_film(film, view, args.output / name, args.max_frames)
+        frames, results = show_video(video, view, args.output / name, args.max_frames)
         count, what = len(results), f"{frames} frames"
         write_text(args.output / f"{kind}.json", json.dumps(results))
     found = "heat maps" if kind == "similarity" else kind

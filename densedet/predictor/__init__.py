@@ -1,4 +1,4 @@
-"""The user's API: words and pictures in, labelled boxes, masks, maps and embeddings out."""
+"""The user's API: words and images in, labelled boxes, masks, maps and embeddings out."""
 
 from densedet.predictor.prediction import NONE, NONE_LABEL, Prediction, Task
 from densedet.predictor.predictor import ImageLike, Predictor

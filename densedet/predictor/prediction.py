@@ -22,7 +22,7 @@ NONE_LABEL = "none of these"
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model finds in a picture of H x W pixels, on the CPU; None for what it does not tell.
+    """What a model finds in an image of H x W pixels, on the CPU; None for what it does not tell.
 
     Attributes:
         vocabulary: what was looked for; class indices are those of its categories.
@@ -46,7 +46,7 @@ class Prediction:
     def of(
         cls, outputs: dict[str, Any], vocabulary: Vocabulary, probabilities: bool = False
     ) -> "Prediction":
-        """From what a Detectron2 model in evaluation says of one picture.
+        """From what a Detectron2 model in evaluation says of one image.
 
         Args:
             outputs: "instances", "sem_seg" or "panoptic_seg", as Detectron2 has them.
@@ -192,7 +192,7 @@ class Prediction:
         }
 
     def segment_masks(self) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
-        """The parts of the picture: the panoptic segments, or else the classes of its pixels.
+        """The parts of the image: the panoptic segments, or else the classes of its pixels.
 
         Returns:
             R masks (R, H, W) bool, and what each of them is: "category_id", "label", "isthing"

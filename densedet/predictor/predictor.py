@@ -1,4 +1,4 @@
-"""From a model, a picture and a list of words to labelled detections, segments and embeddings."""
+"""From a model, an image and a list of words to labelled detections, segments and embeddings."""
 
 import copy
 import itertools
@@ -27,15 +27,15 @@ _BATCH = 8
 
 
 class Predictor:
-    """Finds the categories of a vocabulary in pictures.
+    """Finds the categories of a vocabulary in images.
 
-    The vocabulary and the picture are set independently: other words on a known picture cost no
-    pass of the image encoder, another picture none of the text tower. The last few pictures stay
+    The vocabulary and the image are set independently: other words on a known image cost no
+    pass of the image encoder, another image none of the text tower. The last few images stay
     known, by their content.
 
-    Threads may share a predictor; a call takes the vocabulary and the picture that are set when it
+    Threads may share a predictor; a call takes the vocabulary and the image that are set when it
     begins. To set and then to predict are two calls, and another thread may set something between
-    them: ``with_vocabulary(words).predict(image)`` is one step. A thread with words or pictures of
+    them: ``with_vocabulary(words).predict(image)`` is one step. A thread with words or images of
     its own keeps such a view.
 
     Args:
@@ -121,9 +121,9 @@ class Predictor:
         self._vocabulary = vocabulary
 
     def with_vocabulary(self, words: VocabularyLike) -> "Predictor":
-        """A predictor with other words, and then another picture, on the same model.
+        """A predictor with other words, and then another image, on the same model.
 
-        It shares the weights and the known pictures, and costs no memory. Several threads may each
+        It shares the weights and the known images, and costs no memory. Several threads may each
         use one of their own.
         """
         view = copy.copy(self)
@@ -131,7 +131,7 @@ class Predictor:
         return view
 
     def set_image(self, image: ImageLike) -> None:
-        """Look at this picture from now on; it is encoded at the first question, once.
+        """Look at this image from now on; it is encoded at the first question, once.
 
         Args:
             image: (H, W, 3) uint8 RGB array, Pillow image, or a file.
@@ -181,11 +181,11 @@ class Predictor:
         return found
 
     def dense_features(self, image: ImageLike | None = None) -> Tensor:
-        """The dense map: an embedding, in the space of words, for each cell of the picture.
+        """The dense map: an embedding, in the space of words, for each cell of the image.
 
         Returns:
             [D, h, w] fp32 on the CPU, unit columns. The last row and column may hang over the
-            picture's border.
+            image's border.
 
         Raises:
             ConfigError: the model has no such map.
@@ -205,7 +205,7 @@ class Predictor:
         """The dense map, pooled over regions.
 
         Args:
-            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the picture, of which the part inside
+            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the image, of which the part inside
                 counts; a tensor, nested lists, or Detectron2's Boxes; or else
             masks: [R, H, W] bool.
             image: as of `predict`.
@@ -266,7 +266,7 @@ class Predictor:
 
 
 def _numbered(number: int, image: ImageLike) -> NDArray[np.uint8]:
-    """The pixels of a picture of a batch; an error says which it is."""
+    """The pixels of an image of a batch; an error says which it is."""
     try:
         return as_pixels(image)
     except ImageError as error:

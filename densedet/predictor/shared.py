@@ -84,7 +84,7 @@ class SharedModel:
 
     def predict_batch(
         self,
-        pictures: Sequence[NDArray[Any]],
+        arrays: Sequence[NDArray[Any]],
         vocabulary: Vocabulary,
         above: float = 0.0,
         task: Task | None = None,
@@ -93,7 +93,7 @@ class SharedModel:
 
         Images of several sizes would be padded to the largest, which changes what is found.
         """
-        images = [prepare(pixels, self._augmentations, self._max_pixels) for pixels in pictures]
+        images = [prepare(pixels, self._augmentations, self._max_pixels) for pixels in arrays]
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(images):
             groups.setdefault(tuple(image.tensor.shape), []).append(row)
