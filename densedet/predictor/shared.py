@@ -148,9 +148,10 @@ class SharedModel:
         found = [Prediction.of(output, vocabulary, probabilities) for output in outputs]
         if task is not None:
             found = [prediction.telling(task) for prediction in found]
+        if above:
+            found = [prediction.above(above) for prediction in found]
         return [
-            prediction.above(above).resized(*image.size)
-            for prediction, image in zip(found, images, strict=True)
+            prediction.resized(*image.size) for prediction, image in zip(found, images, strict=True)
         ]
 
 
