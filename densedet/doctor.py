@@ -5,10 +5,12 @@
 version other than the known-good one, a gap that :mod:`densedet.compat` closes.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -18,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from densedet import __version__
 from densedet.errors import InstallationError
@@ -201,26 +205,63 @@ def _library(
             remedy = REINSTALL_PAIR
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return "broken", [Finding(f"{name} cannot be imported ({reason})", remedy, fatal)]
-    version = _version(name, module)
+    version, shadowed = _version(name, module), list(_shadowed(name, module))
+    said = f"{version or 'unknown version'}{f' in {_folder(module)}' if shadowed else ''}"
     if version is None:
-        return "unknown version", []
+        return said, shadowed
     if is_older(version, oldest):
         text = f"{name} {version} is older than {oldest}, the oldest version that densedet knows"
-        return version, [Finding(text, remedy, fatal)]
+        return said, [Finding(text, remedy, fatal), *shadowed]
     if known_good and version.partition("+")[0] != known_good:
         text = f"{name} is {version}; known good is {known_good}"
         advice = f"nothing, unless it misbehaves; then pip install {name}=={known_good}"
-        return version, [Finding(text, advice, False)]
-    return version, []
+        return said, [Finding(text, advice, False), *shadowed]
+    return said, shadowed
 
 
 def _version(name: str, module: str) -> str | None:
-    for distribution in (name, *ALTERNATIVES.get(name, ())):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    """Of what is imported: from its package's metadata only if that package has the module."""
+    for distribution in _distributions(name):
+        if _has(distribution, module):
+            return distribution.version
     return getattr(sys.modules[module.partition(".")[0]], "__version__", None)
+
+
+def _shadowed(name: str, module: str) -> Iterator[Finding]:
+    """A module that is imported from elsewhere than its package was installed."""
+    distributions = _distributions(name)
+    if distributions and not any(_has(distribution, module) for distribution in distributions):
+        yield Finding(
+            f"{name} is imported from {_folder(module)}, not from the installed "
+            f"{distributions[0].name} {distributions[0].version}",
+            "nothing, if that is meant; else take the folder out of PYTHONPATH, or run elsewhere",
+            False,
+        )
+
+
+def _distributions(name: str) -> list[importlib.metadata.Distribution]:
+    found = []
+    for distribution in (name, *ALTERNATIVES.get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.distribution(distribution))
+    return found
+
+
+def _has(distribution: importlib.metadata.Distribution, module: str) -> bool:
+    """Whether the imported module lies where the distribution, maybe an editable one, has it."""
+    folder = _folder(module)
+    roots = [Path(str(distribution.locate_file("")))]
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if source.get("dir_info", {}).get("editable"):
+        roots.append(Path(url2pathname(urlsplit(source["url"]).path)))
+    return folder is None or any(folder.is_relative_to(root.resolve()) for root in roots)
+
+
+def _folder(module: str) -> Path | None:
+    """Where the top package of an imported module lies; None where it has no file."""
+    package = sys.modules[module.partition(".")[0]]
+    places = [*getattr(package, "__path__", ()), getattr(package, "__file__", None)]
+    return next((Path(place).resolve() for place in places if place), None)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -283,7 +324,8 @@ def _detectron2() -> tuple[str, list[Finding]]:
     except Exception as error:
         text = f"Detectron2 in {folder} cannot be imported ({type(error).__name__}: {error})"
         return "broken", [Finding(text, "mend what the message names, then run this again", True)]
-    return f"{_detectron2_version()}, {_tree(folder)}, {_operators()}", list(_model_zoo(folder))
+    said = f"{_detectron2_version()} in {folder}, {_tree(folder)}, {_operators()}"
+    return said, [*_shadowed("detectron2", "detectron2"), *_model_zoo(folder)]
 
 
 def _detectron2_version() -> str:

@@ -1,4 +1,4 @@
-"""Reading and writing films frame by frame."""
+"""Reading and writing videos frame by frame."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densedet.errors import ImageError, OutputError
-from densedet.files import atomic_path
+from densedet.files import atomic_path, check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _FRAMES_PER_SECOND = 25.0  # where the source does not say
 _RATES = (1.0, 240.0)
 
 
-class Film:
+class Video:
     """The frames of a video file or of a camera, each once.
 
     Args:
@@ -37,8 +37,8 @@ class Film:
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         if isinstance(source, int) and not 0 <= source < 2**31:
             raise ImageError(f"there is no {self.name}; cameras are numbered from 0")
-        if not isinstance(source, int) and not os.path.isfile(source):
-            raise ImageError(f"video {self.name} does not exist; check the path")
+        if not isinstance(source, int):
+            _check_file(self.name)
         self._capture = _open(source if isinstance(source, int) else self.name)
         if not self._capture.isOpened():
             raise ImageError(f"{self.name} cannot be opened as a video; give another")
@@ -50,7 +50,7 @@ class Film:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames that are left, (H, W, 3) uint8 RGB.
 
-        A film that ends before its announced length is logged as a warning: it may be damaged, or
+        A video that ends before its announced length is logged as a warning: it may be damaged, or
         announce a wrong length.
 
         Raises:
@@ -72,8 +72,8 @@ class Film:
             logger.warning("%s ends after frame %d of %d", self.name, count, self.length)
 
 
-class FilmWriter:
-    """Writes frames of one size into an MP4 file; see `write_film`."""
+class VideoWriter:
+    """Writes frames of one size into an MP4 file; see `write_video`."""
 
     def __init__(self, target: str, path: str, rate: float) -> None:
         self._target, self._path, self._rate = target, path, rate
@@ -101,7 +101,7 @@ class FilmWriter:
         if (width, height) != self._size:
             raise OutputError(
                 f"{self._target}: frame {self._count + 1} has {width} x {height} pixels, those "
-                f"before {self._size[0]} x {self._size[1]}; a film has frames of one size"
+                f"before {self._size[0]} x {self._size[1]}; a video has frames of one size"
             )
         even = np.ascontiguousarray(frame[:height, :width])
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
@@ -119,7 +119,7 @@ class FilmWriter:
             OutputError: there is none, or there are fewer than were added.
         """
         if not self._count:
-            raise OutputError(f"{self._target}: a film needs at least one frame, none was added")
+            raise OutputError(f"{self._target}: a video needs at least one frame, none was added")
         capture = _open(self._path)
         found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 of what cannot be opened
         capture.release()
@@ -131,7 +131,7 @@ class FilmWriter:
 
 
 @contextmanager
-def write_film(path: str | os.PathLike[str], rate: float) -> Iterator[FilmWriter]:
+def write_video(path: str | os.PathLike[str], rate: float) -> Iterator[VideoWriter]:
     """Write an MP4 file that is whole or absent.
 
     Args:
@@ -142,12 +142,21 @@ def write_film(path: str | os.PathLike[str], rate: float) -> Iterator[FilmWriter
         OutputError: it cannot be written, or gets no frame.
     """
     with atomic_path(path) as temporary:
-        writer = FilmWriter(os.fspath(path), str(temporary), rate)
+        writer = VideoWriter(os.fspath(path), str(temporary), rate)
         try:
             yield writer
         finally:
             writer.close()
         writer.check()
+
+
+def _check_file(name: str) -> None:
+    try:
+        check_regular(name)
+    except FileNotFoundError as error:
+        raise ImageError(f"video {name} does not exist; check the path") from error
+    except OSError as error:
+        raise ImageError(f"video {name} cannot be opened ({error.strerror})") from error
 
 
 def _open(source: str | int) -> cv2.VideoCapture:
@@ -158,7 +167,7 @@ def _open(source: str | int) -> cv2.VideoCapture:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep OpenCV and FFmpeg from writing on stderr what is told by errors and warnings here."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it at the first film
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it at the first video
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

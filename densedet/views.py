@@ -1,12 +1,11 @@
-"""What the demos show of a picture, and what they write: tools/demo.py and tools/web_demo.py."""
+"""What the demos show of an image, and what they write: tools/demo.py and tools/web_demo.py."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from densedet.predictor import Prediction, Predictor, coco_results, segment_results
+from densedet.predictor import Predictor, Task, coco_results, segment_results
 from densedet.visualization import draw_detections, draw_segments, draw_similarity
 
 DETECTION_SCORE = 0.3
@@ -14,14 +13,14 @@ DETECTION_SCORE = 0.3
 
 Results = list[dict[str, Any]]
 View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
-"""A picture (H, W, 3) uint8 RGB and its number to what is drawn, likewise, and what is written."""
+"""An image (H, W, 3) uint8 RGB and its number to what is drawn, likewise, and what is written."""
 
 
 def detections_view(predictor: Predictor, shown: Sequence[str], threshold: float) -> View:
     """Of instances with some labels and at least a score in 0..1; results as of `coco_results`."""
 
     def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        found = predictor.predict(image).above(threshold).only(shown)
+        found = predictor.predict(image, threshold, "instance").only(shown)
         assert found.instances is not None
         drawn = draw_detections(image, found.instances, found.vocabulary.labels)
         return drawn, coco_results(found.instances, number, found.vocabulary)
@@ -34,10 +33,10 @@ def segments_view(
 ) -> View:
     """Of panoptic segments, or of the classes of the pixels; results as of `segment_results`."""
 
+    task: Task = "panoptic" if panoptic else "semantic"
+
     def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        prediction: Prediction = predictor.predict(image).above(threshold).only(shown)
-        if not panoptic:
-            prediction = dataclasses.replace(prediction, panoptic=None, segments=())
+        prediction = predictor.predict(image, threshold, task).only(shown)
         masks, segments = prediction.segment_masks()
         found = segment_results(masks, segments, number, prediction.vocabulary)
         labels, scores = [r["label"] for r in found], [r.get("score") for r in found]

@@ -7,21 +7,35 @@ thing another colour when it loses track of it.
 import colorsys
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
+from densedet.fonts import families
+
 _LONGEST_SIDE = 4_096  # pixels, of what was enlarged
+_MOST_PIXELS = 4_096**2  # matplotlib takes some 140 bytes for each
+
+
+class _Visualizer(Visualizer):
+    """Detectron2's, which also draws letters that its font does not have."""
+
+    def draw_text(self, text: str, position: Any, **options: Any) -> Any:
+        """As Detectron2 does, in fonts that have the characters of the text."""
+        output = super().draw_text(text, position, **options)
+        output.ax.texts[-1].set_fontfamily(families(text))
+        return output
 
 
 def label_colour(label: str) -> tuple[float, float, float]:
-    """RGB in 0..1 that depends on the label alone, so that pictures can be compared."""
+    """RGB in 0..1 that depends on the label alone, so that images can be compared."""
     hue = int.from_bytes(hashlib.sha256(label.encode()).digest()[:2], "big") / 65536
     return colorsys.hsv_to_rgb(hue, 0.85, 1.0)
 
@@ -32,29 +46,30 @@ def draw_detections(
     labels: tuple[str, ...],
     smallest_side: int = 640,
 ) -> NDArray[np.uint8]:
-    """Draw boxes, masks and "label 87%" over a picture.
+    """Draw boxes, masks and "label 87%" over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         instances: detections on the CPU.
         labels: of the classes.
-        smallest_side: smaller pictures are enlarged, so that the text can be read, long thin ones
-            up to 4,096 pixels.
+        smallest_side: smaller images are enlarged, so that the text can be read, long thin ones
+            up to 4,096 pixels. Above 16.8 million pixels an image is drawn smaller.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
     names = [labels[i] for i in instances.pred_classes.tolist()]
     masks: Any = instances.pred_masks.numpy() if instances.has("pred_masks") else None
-    image, masks = _widened(image, masks)
-    drawn = Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
-        boxes=instances.pred_boxes,
+    step = _step(image)
+    image, masks = _widened(*_reduced(image, masks, step))
+    drawn = _Visualizer(image, scale=_factor(image, smallest_side)).overlay_instances(
+        boxes=instances.pred_boxes.tensor / step,
         masks=masks,
         labels=_texts(names, instances.scores.tolist()),
         assigned_colors=[label_colour(name) for name in names],
         alpha=0.2,
     )
-    return drawn.get_image()
+    return _rendered(drawn)
 
 
 def draw_segments(
@@ -64,7 +79,7 @@ def draw_segments(
     scores: Sequence[float | None],
     smallest_side: int = 640,
 ) -> NDArray[np.uint8]:
-    """Draw masks and "label" or "label 87%" over a picture.
+    """Draw masks and "label" or "label 87%" over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -76,9 +91,9 @@ def draw_segments(
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    image, masks = _widened(image, masks)
+    image, masks = _widened(*_reduced(image, masks, _step(image)))
     large, factor = _enlarged(image, smallest_side)
-    drawn = Visualizer(large)
+    drawn = _Visualizer(large)
     texts = _texts(labels, scores)
     for row in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
         drawn.draw_binary_mask(
@@ -88,7 +103,7 @@ def draw_segments(
             alpha=0.45,
             area_threshold=0,
         )
-    return drawn.output.get_image()
+    return _rendered(drawn.output)
 
 
 def draw_similarity(
@@ -97,7 +112,7 @@ def draw_similarity(
     phrase: str,
     smallest_side: int = 640,
 ) -> NDArray[np.uint8]:
-    """Draw a heat map and "phrase: lowest to highest cosine" over a picture.
+    """Draw a heat map and "phrase: lowest to highest cosine" over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -108,18 +123,33 @@ def draw_similarity(
     Returns:
         (H', W', 3) uint8 RGB.
     """
+    step = _step(image)
+    image, cosines = _reduced(image, None, step)[0], cosines[::step, ::step]
     large, factor = _enlarged(image, smallest_side)
     low, high = float(cosines.min()), float(cosines.max())
     heat = matplotlib.colormaps["turbo"]((cosines - low) / max(high - low, 1e-6))[..., :3]
     heat = (255 * heat).repeat(factor, axis=0).repeat(factor, axis=1)
-    drawn = Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
+    drawn = _Visualizer((0.4 * large + 0.6 * heat).round().astype(np.uint8))
     text = f"{_literal(phrase)}: {low:.2f} to {high:.2f}"
     drawn.draw_text(text, (8, 8), color="white", horizontal_alignment="left")
-    return drawn.output.get_image()
+    return _rendered(drawn.output)
+
+
+def _step(image: NDArray[np.uint8]) -> int:
+    """How many times as small an image is to be drawn, at least 1."""
+    return math.ceil(math.sqrt(image.shape[0] * image.shape[1] / _MOST_PIXELS))
+
+
+def _reduced(image: NDArray[np.uint8], masks: Any, step: int) -> tuple[NDArray[np.uint8], Any]:
+    """An image and its masks (R, H, W), or None, ``step`` times as small."""
+    if step == 1:
+        return image, masks
+    smaller = np.asarray(Image.fromarray(image).reduce(step))
+    return smaller, None if masks is None else masks[:, ::step, ::step]
 
 
 def _widened(image: NDArray[np.uint8], masks: Any) -> tuple[NDArray[np.uint8], Any]:
-    """A picture two pixels wide, and its masks (R, H, 2), with a third column.
+    """An image two pixels wide, and its masks (R, H, 2), with a third column.
 
     Detectron2 takes an array with two columns for a polygon.
     """
@@ -130,19 +160,26 @@ def _widened(image: NDArray[np.uint8], masks: Any) -> tuple[NDArray[np.uint8], A
 
 
 def _factor(image: NDArray[np.uint8], smallest_side: int) -> float:
-    """How many times as large a picture is to be, at least 1; also rounded up within the limit."""
+    """How many times as large an image is to be, at least 1; also rounded up within the limit."""
     sides = image.shape[:2]
     return max(1.0, min(smallest_side / min(sides), _LONGEST_SIDE // max(sides)))
 
 
 def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.uint8], int]:
-    """A picture at least so large, and how many times as large it is.
+    """An image at least so large, and how many times as large it is.
 
     Enlarged before, not by the visualizer: that puts the text beside what is small in pixels.
     """
     factor = math.ceil(_factor(image, smallest_side))
     size = (factor * image.shape[1], factor * image.shape[0])
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), factor
+
+
+def _rendered(drawn: VisImage) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3); of glyphs that no font has, `families` told already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        return np.asarray(drawn.get_image())
 
 
 def _literal(label: str) -> str:

@@ -5,7 +5,9 @@ import errno
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,14 +169,66 @@ def test_broken_pair_and_stranger_are_named(tmp_path):
         tmp_path,
         ("torchvision/__init__.py", "raise RuntimeError('operator torchvision::nms missing')\n"),
         ("detectron2/__init__.py", ""),
+        ("tabulate.py", "__version__ = '0.8.1'\n"),
+        ("termcolor/__init__.py", ""),
         TIMM_USE_NAFLEX="1",
     )
     assert code == 1
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    # what is imported counts, not what the metadata of the installed one says
+    assert f"tabulate 0.8.1 in {tmp_path}/tabulate.py" in lines
+    assert (
+        "problem: tabulate 0.8.1 is older than 0.9, the oldest version that densedet knows" in lines
+    )
+    assert f"termcolor unknown version in {tmp_path}/termcolor" in lines
+    installed = importlib.metadata.version("termcolor")
+    assert (
+        f"note: termcolor is imported from {tmp_path}/termcolor, not from the installed termcolor "
+        f"{installed}" in lines
+    )
     assert "problem: torchvision cannot be imported (RuntimeError: operator torchvision" in text
     assert "pip install --force-reinstall torch torchvision" in text
     assert "is not Detectron2 (no detectron2.modeling)" in text
     assert "problem: TIMM_USE_NAFLEX=1 is set" in text
     assert text.splitlines()[-1].startswith("not usable: ")
+
+
+def test_the_detectron2_that_is_imported_is_printed(tmp_path):
+    """A checkout ahead on the path, beside an installed one of another version."""
+    import detectron2
+
+    checkout = tmp_path / "detectron2"
+    shutil.copytree(Path(detectron2.__file__).parent, checkout)
+    with (checkout / "__init__.py").open("a", encoding="utf-8") as file:
+        file.write('\n__version__ = "0.7"\n')
+    code = (
+        "from densedet import doctor; said, findings = doctor._detectron2(); print(said)\n"
+        "for finding in findings: print(finding.text, finding.fatal)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    first, *notes = done.stdout.splitlines()
+    assert first.startswith(f"0.7 in {checkout}, another tree (upstream's own installation), ")
+    installed = importlib.metadata.version("detectron2")
+    assert notes[0] == (
+        f"detectron2 is imported from {checkout}, not from the installed detectron2 {installed} "
+        "False"
+    )
+
+
+def test_editable_installations_are_at_home(tmp_path):
+    """Their metadata lies in site-packages, and says where the code is."""
+    info = tmp_path / "site" / "tabulate-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tabulate\nVersion: 9.9\n")
+    distribution = importlib.metadata.PathDistribution(info)
+    importlib.import_module("tabulate")
+    assert not doctor._has(distribution, "tabulate")
+    folder = Path(sys.modules["tabulate"].__file__).parent
+    editable = {"dir_info": {"editable": True}, "url": folder.as_uri()}
+    (info / "direct_url.json").write_text(json.dumps(editable))
+    assert doctor._has(distribution, "tabulate")
 
 
 def test_pkg_resources_is_a_note(tmp_path, monkeypatch):

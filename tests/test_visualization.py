@@ -5,7 +5,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from matplotlib import colormaps
+from PIL import Image
 
+from densedet import visualization
 from densedet.visualization import draw_detections, draw_segments, draw_similarity, label_colour
 
 IMAGE = np.full((40, 60, 3), 100, dtype=np.uint8)
@@ -94,3 +96,29 @@ def test_long_thin_pictures_are_enlarged_within_a_limit(shape, size):
     assert draw_detections(image, found, ("cat",)).shape[:2] == size
     assert draw_segments(image, mask, ["cat"], [None]).shape[:2] == size
     assert draw_similarity(image, mask[0].astype(np.float32), "cat").shape[:2] == size
+
+
+def test_huge_images_are_drawn_smaller_with_everything_in_its_place(monkeypatch):
+    """Of 120 x 180 pixels, where 60 x 90 are allowed: as if the image had been made smaller."""
+    monkeypatch.setattr(visualization, "_MOST_PIXELS", 60 * 90)
+    large = np.random.default_rng(0).integers(0, 256, (120, 180, 3), dtype=np.uint8)
+    small = np.asarray(Image.fromarray(large).reduce(2))
+    mask = np.zeros((1, 120, 180), dtype=bool)
+    mask[0, 20:80, 40:120] = True
+    cosines = np.linspace(0, 1, 120 * 180, dtype=np.float32).reshape(120, 180)
+    drawn = []
+    for image, step in ((large, 1), (small, 2)):
+        found = Instances(image.shape[:2])
+        found.pred_boxes = Boxes(torch.tensor([[40.0, 20, 120, 80]]) / step)
+        found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+        masks = mask[:, ::step, ::step]
+        found.pred_masks = torch.from_numpy(masks.copy())
+        drawn.append(
+            (
+                draw_detections(image, found, ("cat",), smallest_side=60),
+                draw_segments(image, masks, ["cat"], [None], smallest_side=60),
+                draw_similarity(image, cosines[::step, ::step], "cat", smallest_side=60),
+            )
+        )
+    for of_large, of_small in zip(*drawn, strict=True):
+        assert of_large.shape == (60, 90, 3) and np.array_equal(of_large, of_small)

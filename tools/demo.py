@@ -1,8 +1,8 @@
-"""Find words in pictures or films: draws what the model tells, and writes it as JSON with labels.
+"""Find words in images or videos: draws what the model tells, and writes it as JSON with labels.
 
 A detector draws detections (detections.json, COCO results); a panoptic or semantic model,
 segments (segments.json); --similarity, a heat map of the cosine with a phrase (similarity.json).
-Each picture becomes a PNG, a film an MP4, in which the number of the frame is the image_id.
+Each image becomes a PNG, a video an MP4, in which the number of the frame is the image_id.
 
 Example:
     python tools/demo.py --config-file projects/fvit/configs/quickstart.py \\
@@ -11,24 +11,26 @@ Example:
 """
 
 import argparse
+import contextlib
 import glob
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.images import read_image
-from densedet.errors import ConfigError, ImageError
+from densedet.data.images import IMAGE_FORMATS, open_image, read_image
+from densedet.errors import ConfigError, DensedetError, ImageError, OutputError
 from densedet.files import atomic_path, write_text, writing
 from densedet.predictor import Predictor, Task
 from densedet.predictor.sources import with_overrides
-from densedet.video import Film, write_film
+from densedet.video import Video, write_video
 from densedet.views import (
     DETECTION_SCORE,
     Results,
@@ -39,12 +41,13 @@ from densedet.views import (
 )
 from densedet.vocabulary import Vocabulary
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 KINDS = ("detections", "segments", "similarity")
 
 
 def find_images(inputs: list[str]) -> list[Path]:
     """Files, folders and glob patterns -> image files, each once, in order.
+
+    What is left out of a folder, or of what a pattern matches, is counted and printed.
 
     Raises:
         ImageError: an input gives no image, or two images would be drawn to the same file.
@@ -52,15 +55,15 @@ def find_images(inputs: list[str]) -> list[Path]:
     found: list[Path] = []
     for entry in inputs:
         path = Path(entry)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(p) for p in sorted(glob.glob(entry, recursive=True))]
-        if not matches:
-            raise ImageError(f"{entry}: no such image, folder with images, or pattern that matches")
-        found += matches
+        if path.exists() and not path.is_dir():
+            found.append(path)
+            continue
+        inside = (
+            sorted(path.iterdir())
+            if path.is_dir()
+            else map(Path, sorted(glob.glob(entry, recursive=True)))
+        )
+        found += choose_images(entry, list(inside))
     images = list(dict.fromkeys(found))
     stems: dict[str, Path] = {}
     for image in images:
@@ -68,6 +71,52 @@ def find_images(inputs: list[str]) -> list[Path]:
         if other != image:
             raise ImageError(f"{other} and {image} have the same name: run them separately")
     return images
+
+
+def choose_images(entry: str, inside: list[Path]) -> list[Path]:
+    """The images, by their suffixes, among what is in a folder or what a pattern matches.
+
+    Raises:
+        ImageError: there is none.
+    """
+    files = [p for p in inside if not p.is_dir() and not p.name.startswith(".")]
+    known = Image.registered_extensions()
+    formats = (*IMAGE_FORMATS, "MPO")  # MPO: JPEG with a second image, as cameras write it
+    images = [p for p in files if p.is_file() and known.get(p.suffix.lower()) in formats]
+    others = [p for p in files if p not in images]
+    named = f"such as {others[0].name}" if others else ""
+    if not images and others:
+        suffixes = sorted(suffix for suffix, name in known.items() if name in formats)
+        raise ImageError(
+            f"{entry}: none of {len(others)} files, {named}, is an image by its suffix; known are "
+            f"{' '.join(suffixes)}"
+        )
+    if not images:
+        below = f"; for folders below it write '{entry}/**/*.jpg'" if inside else ""
+        raise ImageError(
+            f"{entry}: no such image, folder with images, or pattern that matches{below}"
+        )
+    if others:
+        print(f"{entry}: {len(others)} of {len(files)} files are no images, {named}: left out")
+    return images
+
+
+def check_images(paths: list[Path]) -> None:
+    """Read them all before anything is written; print which have more than one frame or page.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    several = []
+    for path in paths:
+        with open_image(path, header_only=True) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                several.append(f"{path.name} has {frames} frames or pages")
+        read_image(path)
+    if several:
+        more = f", and {len(several) - 1} more files have several" if len(several) > 1 else ""
+        print(f"{several[0]}{more}: the first is looked at")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,12 +128,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="checkpoint; default: model_final.pth of the output_dir")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="images, folders, patterns")
-    source.add_argument("--video", type=Path, help="a film")
+    source.add_argument("--video", type=Path, help="a video")
     source.add_argument(
         "--webcam", type=int, nargs="?", const=0, metavar="NUMBER", help="a camera, until Ctrl-C"
     )
     parser.add_argument("--max-frames", type=int, help="stop after so many of --video or --webcam")
-    parser.add_argument("--vocabulary", help='"cat,kitten;remote control", a file or a class list')
+    parser.add_argument(
+        "--vocabulary",
+        help='"cat,kitten;remote control" (two categories, one with a synonym), a file or a\n'
+        "class list",
+    )
     parser.add_argument(
         "--stuff",
         help="words for stuff, which has no instances; for panoptic and semantic models",
@@ -100,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="labels to draw and write, joined by ;  The others still compete, and are none of\n"
         "these: background, wall",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of pictures and JSON")
+    parser.add_argument("--output", type=Path, required=True, help="folder of images and JSON")
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -109,6 +162,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or, on CUDA, fp16")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        help="of an image that the model sees; a larger one is made smaller for it",
+    )
     parser.add_argument("--opts", nargs="+", default=[], help="config overrides, key=value")
     return parser
 
@@ -117,6 +175,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
     if args.score_threshold is not None and not 0.0 <= args.score_threshold <= 1.0:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise ConfigError(f"--max-pixels {args.max_pixels} must be at least 1")
     if args.max_frames is not None and args.max_frames < 1:
         raise ConfigError(f"--max-frames {args.max_frames} must be at least 1")
     folder = next(path for path in (args.output, *args.output.parents) if path.exists())
@@ -135,7 +195,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def check_targets(args: argparse.Namespace, inputs: Iterable[Path], names: Iterable[str]) -> None:
-    """Raise ConfigError if a picture or film of these names, or JSON, would replace an input."""
+    """Raise ConfigError if an image or video of these names, or JSON, would replace an input."""
     words = [Path(text) for text in (args.vocabulary, args.stuff) if text is not None]
     read = {path.resolve(): path for path in (*inputs, *words)}
     for name in (*names, *(f"{kind}.json" for kind in KINDS)):
@@ -174,6 +234,7 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
     if args.similarity is not None:
         return "similarity", similarity_view(make_predictor(args), args.similarity)
     vocabulary = read_vocabulary(args)
+    print(vocabulary.describe())
     shown = vocabulary.labels
     if args.show is not None:
         chosen = args.show.strip().removesuffix(";").split(";")
@@ -191,34 +252,74 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
 def make_predictor(args: argparse.Namespace) -> Predictor:
     """The model of the command line."""
     config = with_overrides(args.config_file, args.opts)
-    return Predictor(config, args.weights, args.device, args.precision)
+    return Predictor(config, args.weights, args.device, args.precision, args.max_pixels)
 
 
-def show_images(paths: list[Path], view: View, output: Path) -> Results:
-    """Write a picture for each; the results of all."""
+def show_images(paths: list[Path], view: View, output: Path, target: Path) -> int:
+    """Write an image for each, and the results of all to ``target``; the number of the results.
+
+    Where one fails, or at Ctrl-C, what was finished is kept.
+
+    Raises:
+        DensedetError: one failed; the message says how many are finished.
+    """
     results: Results = []
-    for number, path in enumerate(tqdm(paths, unit="image"), start=1):
-        drawn, found = view(read_image(path), number)
-        results += [{"file_name": str(path), **result} for result in found]
-        target = output / f"{path.stem}.png"
-        with atomic_path(target) as temporary, writing(target):
-            Image.fromarray(drawn).save(temporary)
-    return results
+    finished = 0
+    try:
+        for number, path in enumerate(tqdm(paths, unit="image"), start=1):
+            with enough_memory(path):
+                drawn, found = view(read_image(path), number)
+                save(drawn, output / f"{path.stem}.png")
+            results += [{"file_name": str(path), **result} for result in found]
+            finished = number
+    except (DensedetError, KeyboardInterrupt) as error:
+        if not finished:
+            raise
+        with contextlib.suppress(OutputError):
+            write_text(target, json.dumps(results))
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        what = f"{finished} of {len(paths)} images are finished, in {output}"
+        raise type(error)(f"{error}; {what}") from error
+    write_text(target, json.dumps(results))
+    return len(results)
 
 
-def show_film(film: Film, view: View, target: Path, most: int | None) -> tuple[int, Results]:
-    """Write a film; the number of its frames, and the results of all. Ctrl-C ends it early."""
+def save(drawn: NDArray[Any], target: Path) -> None:
+    """Write an image (H, W, 3)."""
+    with atomic_path(target) as temporary, writing(target):
+        Image.fromarray(drawn).save(temporary)
+
+
+@contextlib.contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turn what Python and torch raise where memory ends into an ImageError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        with Image.open(path) as image:
+            size = f"{image.width} x {image.height} pixels"
+        raise ImageError(
+            f"image {path} of {size} needs more memory than there is; make it smaller, or let the "
+            "model see less of it with --max-pixels"
+        ) from error
+
+
+def show_video(video: Video, view: View, target: Path, most: int | None) -> tuple[int, Results]:
+    """Write a video; the number of its frames, and the results of all. Ctrl-C ends it early."""
     results: Results = []
     count = 0
-    lengths = [length for length in (film.length, most) if length is not None]
-    frames = tqdm(itertools.islice(film, most), unit="frame", total=min(lengths, default=None))
-    with write_film(target, film.rate) as writer:
+    lengths = [length for length in (video.length, most) if length is not None]
+    frames = tqdm(itertools.islice(video, most), unit="frame", total=min(lengths, default=None))
+    with write_video(target, video.rate) as writer:
         try:
             for number, frame in enumerate(frames, start=1):
                 drawn, found = view(frame, number)
                 writer.add(drawn)
                 count = number
-                results += [{"file_name": film.name, **result} for result in found]
+                results += [{"file_name": video.name, **result} for result in found]
         except KeyboardInterrupt:
             if not count:
                 raise
@@ -232,20 +333,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.input is not None:
         paths = find_images(args.input)
         check_targets(args, paths, (f"{path.stem}.png" for path in paths))
-        for path in paths:  # before anything is written
-            read_image(path)
+        check_images(paths)
         kind, view = make_view(args)
-        results, what = show_images(paths, view, args.output), f"{len(paths)} images"
+        count = show_images(paths, view, args.output, args.output / f"{kind}.json")
+        what = f"{len(paths)} images"
     else:
-        film = Film(args.webcam if args.video is None else args.video)
+        video = Video(args.webcam if args.video is None else args.video)
         name = "webcam.mp4" if args.video is None else f"{args.video.stem}.mp4"
         check_targets(args, [] if args.video is None else [args.video], [name])
         kind, view = make_view(args)
-        count, results = show_film(film, view, args.output / name, args.max_frames)
-        what = f"{count} frames"
-    write_text(args.output / f"{kind}.json", json.dumps(results))
+        frames, results = show_video(video, view, args.output / name, args.max_frames)
+        count, what = len(results), f"{frames} frames"
+        write_text(args.output / f"{kind}.json", json.dumps(results))
     found = "heat maps" if kind == "similarity" else kind
-    print(f"{what}, {len(results)} {found}: {args.output}")
+    print(f"{what}, {count} {found}: {args.output}")
     return 0
 
 

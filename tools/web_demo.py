@@ -58,12 +58,14 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows: a picture (H, W, 3), the results of the demo, and their table."""
+    """What the page shows: an image (H, W, 3), the results of the demo, their table and, for a
+    vocabulary, how it was understood."""
 
     drawn: Picture
     results: Results
     header: list[str]
     rows: list[list[Any]]
+    understood: str = ""
 
 
 def look(
@@ -96,10 +98,12 @@ def look(
     if task == "instance":
         drawn, results = detections_view(view, shown, least)(image, 1)
         results.sort(key=lambda result: -result["score"])
-        return tabulate(drawn, results, ["label", "score", "bbox"])
-    drawn, results = segments_view(view, shown, least, task == "panoptic")(image, 1)
-    results.sort(key=lambda result: -result["area"])
-    return tabulate(drawn, results, ["label", "area"] + ["score"] * (task == "panoptic"))
+        header = ["label", "score", "bbox"]
+    else:
+        drawn, results = segments_view(view, shown, least, task == "panoptic")(image, 1)
+        results.sort(key=lambda result: -result["area"])
+        header = ["label", "area"] + ["score"] * (task == "panoptic")
+    return tabulate(drawn, results, header, vocabulary.describe())
 
 
 def has_stuff(predictor: Predictor) -> bool:
@@ -107,11 +111,11 @@ def has_stuff(predictor: Predictor) -> bool:
     return "semantic" in predictor.tasks
 
 
-def tabulate(drawn: Picture, results: Results, header: list[str]) -> Answer:
+def tabulate(drawn: Picture, results: Results, header: list[str], understood: str = "") -> Answer:
     """An answer whose table has some entries of each result; lists become text."""
     rows = [[result.get(name, "") for name in header] for result in results]
     texts = [[str(cell) if isinstance(cell, list) else cell for cell in row] for row in rows]
-    return Answer(drawn, results, header, texts)
+    return Answer(drawn, results, header, texts, understood)
 
 
 @contextmanager
@@ -147,6 +151,8 @@ def finder(predictor: Predictor, folder: Path) -> Callable[..., tuple[Any, ...]]
         table = gradio.Dataframe(value=answer.rows, headers=answer.header)
         size = f"{image.shape[1]} x {image.shape[0]} pixels"
         count = size if settings[2] == SIMILARITY else f"**{len(answer.rows)} found** in {size}"
+        if answer.understood:  # as code, so that no label becomes Markdown
+            count += "\n\n`" + answer.understood.replace("`", "'") + "`"
         return answer.drawn, count, table, gradio.DownloadButton(value=name, interactive=True)
 
     return find

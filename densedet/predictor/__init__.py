@@ -1,7 +1,7 @@
-"""The user's API: words and pictures in, labelled boxes, masks, maps and embeddings out."""
+"""The user's API: words and images in, labelled boxes, masks, maps and embeddings out."""
 
-from densedet.predictor.prediction import NONE, NONE_LABEL, Prediction
-from densedet.predictor.predictor import ImageLike, Predictor, Task
+from densedet.predictor.prediction import NONE, NONE_LABEL, Prediction, Task
+from densedet.predictor.predictor import ImageLike, Predictor
 from densedet.predictor.results import coco_results, segment_results
 
 __all__ = [

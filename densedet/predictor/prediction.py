@@ -1,14 +1,17 @@
-"""What a model finds in a picture."""
+"""What a model finds in an image."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from densedet.vocabulary import Vocabulary
+
+Task = Literal["panoptic", "instance", "semantic"]
 
 NONE = -1
 """The category of a pixel that is none of the vocabulary's."""
@@ -19,7 +22,7 @@ NONE_LABEL = "none of these"
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model finds in a picture of H x W pixels, on the CPU; None for what it does not tell.
+    """What a model finds in an image of H x W pixels, on the CPU; None for what it does not tell.
 
     Attributes:
         vocabulary: what was looked for; class indices are those of its categories.
@@ -43,7 +46,7 @@ class Prediction:
     def of(
         cls, outputs: dict[str, Any], vocabulary: Vocabulary, probabilities: bool = False
     ) -> "Prediction":
-        """From what a Detectron2 model in evaluation says of one picture.
+        """From what a Detectron2 model in evaluation says of one image.
 
         Args:
             outputs: "instances", "sem_seg" or "panoptic_seg", as Detectron2 has them.
@@ -120,6 +123,40 @@ class Prediction:
         changed.update(self._panoptic(lambda s: s.get("score", 1.0) >= score))
         return replace(self, **changed)
 
+    def telling(self, task: Task) -> "Prediction":
+        """With what belongs to a task alone."""
+        kept = {
+            "panoptic": ("panoptic", "segments"),
+            "instance": ("instances",),
+            "semantic": ("semantic", "confidence"),
+        }[task]
+        return Prediction(self.vocabulary, **{name: getattr(self, name) for name in kept})
+
+    def resized(self, height: int, width: int) -> "Prediction":
+        """The same for the image in another size: masks and maps take the nearest pixel."""
+        shapes = [
+            *([] if self.instances is None else [self.instances.image_size]),
+            *(
+                tuple(values.shape)
+                for values in (self.semantic, self.panoptic)
+                if values is not None
+            ),
+        ]
+        if all(shape == (height, width) for shape in shapes):
+            return self
+        nearest = functools.partial(_nearest, height=height, width=width)
+        maps = {name: getattr(self, name) for name in ("semantic", "confidence", "panoptic")}
+        changed: dict[str, Any] = {k: nearest(v) for k, v in maps.items() if v is not None}
+        if self.instances is not None:
+            changed["instances"] = _resized_instances(self.instances, height, width)
+        if self.panoptic is not None:
+            panoptic = changed["panoptic"]
+            changed["segments"] = tuple(
+                {**s, "area": int((panoptic == s["id"]).sum())} if "area" in s else s
+                for s in self.segments
+            )
+        return replace(self, **changed)
+
     def only(self, labels: Sequence[str]) -> "Prediction":
         """Without what is of another category: that becomes none of these.
 
@@ -155,7 +192,7 @@ class Prediction:
         }
 
     def segment_masks(self) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
-        """The parts of the picture: the panoptic segments, or else the classes of its pixels.
+        """The parts of the image: the panoptic segments, or else the classes of its pixels.
 
         Returns:
             R masks (R, H, W) bool, and what each of them is: "category_id", "label", "isthing"
@@ -176,3 +213,25 @@ class Prediction:
             {"category_id": i, "label": labels[i], "isthing": kinds[i] == "thing"}
             for i in found.tolist()
         )
+
+
+def _nearest(values: Tensor, height: int, width: int) -> Tensor:
+    """[..., h, w] to [..., height, width]."""
+    rows, columns = (
+        (torch.arange(new) * 2 + 1).mul(old).div(2 * new, rounding_mode="floor")  # of centres
+        for new, old in ((height, values.shape[-2]), (width, values.shape[-1]))
+    )
+    return values[..., rows, :][..., columns]
+
+
+def _resized_instances(instances: Instances, height: int, width: int) -> Instances:
+    """Instances in an image of another size."""
+    old_height, old_width = instances.image_size
+    fields = dict(instances.get_fields())
+    boxes = Boxes(fields["pred_boxes"].tensor.clone())
+    boxes.scale(width / old_width, height / old_height)
+    boxes.clip((height, width))
+    fields["pred_boxes"] = boxes
+    if "pred_masks" in fields:
+        fields["pred_masks"] = _nearest(fields["pred_masks"], height, width)
+    return Instances((height, width), **fields)

@@ -1,10 +1,9 @@
-"""From a model, a picture and a list of words to labelled detections, segments and embeddings."""
+"""From a model, an image and a list of words to labelled detections, segments and embeddings."""
 
 import copy
 import itertools
 import os
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,28 +16,26 @@ from torch import Tensor, nn
 from densedet import compat
 from densedet.errors import ImageError
 from densedet.predictor.images import ImageLike, PreparedImage, as_pixels
-from densedet.predictor.prediction import Prediction
+from densedet.predictor.prediction import Prediction, Task
 from densedet.predictor.regions import box_embeddings, map_on_picture, mask_embeddings
 from densedet.predictor.shared import SharedModel
 from densedet.predictor.sources import Source, load_source
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.vocabulary import VocabularyLike
 
-Task = Literal["panoptic", "instance", "semantic"]
-
 _BATCH = 8
 
 
 class Predictor:
-    """Finds the categories of a vocabulary in pictures.
+    """Finds the categories of a vocabulary in images.
 
-    The vocabulary and the picture are set independently: other words on a known picture cost no
-    pass of the image encoder, another picture none of the text tower. The last few pictures stay
+    The vocabulary and the image are set independently: other words on a known image cost no
+    pass of the image encoder, another image none of the text tower. The last few images stay
     known, by their content.
 
-    Threads may share a predictor; a call takes the vocabulary and the picture that are set when it
+    Threads may share a predictor; a call takes the vocabulary and the image that are set when it
     begins. To set and then to predict are two calls, and another thread may set something between
-    them: ``with_vocabulary(words).predict(image)`` is one step. A thread with words or pictures of
+    them: ``with_vocabulary(words).predict(image)`` is one step. A thread with words or images of
     its own keeps such a view.
 
     Args:
@@ -49,13 +46,17 @@ class Predictor:
             for a model that has nothing to train.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: of the image encoder: "fp32", "bf16" or, on CUDA, "fp16". The heads have fp32.
+        max_pixels: the most that the model sees of an image, after the resizing of its evaluation.
+            A larger image is made smaller for it. Results are in pixels of the image; where that
+            has more, masks and maps take the nearest pixel. None takes 2,097,152, or what gives an
+            image tower 6,400 cells (409,600 pixels for the quickstart models).
 
     Attributes:
         config: of the model.
 
     Raises:
         ConfigError: the config has no model with a vocabulary, no trained weights are there, or
-            no such device or precision.
+            no such device or precision, or no pixels.
         CheckpointError: the weights do not fit, or are not trained yet.
     """
 
@@ -65,11 +66,14 @@ class Predictor:
         weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        max_pixels: int | None = None,
     ) -> None:
         compat.apply()
         source = load_source(config, weights)
         self.config = source.config
-        self._shared = SharedModel(source.model, source.augmentations, device, precision)
+        self._shared = SharedModel(
+            source.model, source.augmentations, device, precision, max_pixels
+        )
         self._vocabulary = source.vocabulary
         self._image: PreparedImage | None = None
 
@@ -117,9 +121,9 @@ class Predictor:
         self._vocabulary = vocabulary
 
     def with_vocabulary(self, words: VocabularyLike) -> "Predictor":
-        """A predictor with other words, and then another picture, on the same model.
+        """A predictor with other words, and then another image, on the same model.
 
-        It shares the weights and the known pictures, and costs no memory. Several threads may each
+        It shares the weights and the known images, and costs no memory. Several threads may each
         use one of their own.
         """
         view = copy.copy(self)
@@ -127,7 +131,7 @@ class Predictor:
         return view
 
     def set_image(self, image: ImageLike) -> None:
-        """Look at this picture from now on; it is encoded at the first question, once.
+        """Look at this image from now on; it is encoded at the first question, once.
 
         Args:
             image: (H, W, 3) uint8 RGB array, Pillow image, or a file.
@@ -137,7 +141,9 @@ class Predictor:
         """
         self._image = self._shared.image(as_pixels(image))
 
-    def predict(self, image: ImageLike | None = None) -> Prediction:
+    def predict(
+        self, image: ImageLike | None = None, above: float = 0.0, task: Task | None = None
+    ) -> Prediction:
         """Look for the vocabulary, the one that is set when the call begins.
 
         Between `set_vocabulary` and this call another thread may set other words; the result's
@@ -145,31 +151,41 @@ class Predictor:
 
         Args:
             image: None takes the one that was set.
+            above: as of `Prediction.above`; what is less certain costs no mask in the size of a
+                large image.
+            task: one of `tasks`, to have that alone, likewise.
 
         Raises:
-            ImageError: no picture is set, or this is none.
+            ImageError: no image is set, or this is none.
+            ValueError: a score outside 0..1.
         """
-        vocabulary = self._vocabulary  # before the picture is read, which takes time
-        return self._shared.predict(self._known(image), vocabulary)
+        vocabulary = self._vocabulary  # before the image is read, which takes time
+        return self._shared.predict(self._known(image), vocabulary, above, task)
 
-    def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Look for the vocabulary in pictures of any sizes, some at a time, in their order.
+    def predict_batch(
+        self, images: Iterable[ImageLike], above: float = 0.0, task: Task | None = None
+    ) -> list[Prediction]:
+        """Look for the vocabulary in images of any sizes, some at a time, in their order.
+
+        Args:
+            images: of them, some are in memory at a time.
+            above, task: as of `predict`.
 
         Raises:
-            ImageError: one of them is no picture; the message has its number, counted from 0.
+            ImageError: one of them is no image; the message has its number, counted from 0.
         """
         vocabulary, rest = self._vocabulary, enumerate(images)
         found: list[Prediction] = []
         while some := [_numbered(*pair) for pair in itertools.islice(rest, _BATCH)]:
-            found += self._shared.predict_batch(some, vocabulary)
+            found += self._shared.predict_batch(some, vocabulary, above, task)
         return found
 
     def dense_features(self, image: ImageLike | None = None) -> Tensor:
-        """The dense map: an embedding, in the space of words, for each cell of the picture.
+        """The dense map: an embedding, in the space of words, for each cell of the image.
 
         Returns:
             [D, h, w] fp32 on the CPU, unit columns. The last row and column may hang over the
-            picture's border.
+            image's border.
 
         Raises:
             ConfigError: the model has no such map.
@@ -189,7 +205,7 @@ class Predictor:
         """The dense map, pooled over regions.
 
         Args:
-            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the picture, of which the part inside
+            boxes: [R, 4], (x0, y0, x1, y1) in pixels of the image, of which the part inside
                 counts; a tensor, nested lists, or Detectron2's Boxes; or else
             masks: [R, H, W] bool.
             image: as of `predict`.
@@ -245,13 +261,13 @@ class Predictor:
         if image is not None:
             return self._shared.image(as_pixels(image))
         if self._image is None:
-            raise ImageError("no picture is set: call set_image first, or give one")
+            raise ImageError("no image is set: call set_image first, or give one")
         return self._image
 
 
 def _numbered(number: int, image: ImageLike) -> NDArray[np.uint8]:
-    """The pixels of a picture of a batch; an error says which it is."""
+    """The pixels of an image of a batch; an error says which it is."""
     try:
         return as_pixels(image)
     except ImageError as error:
-        raise ImageError(f"picture {number}: {error}") from error
+        raise ImageError(f"image {number}: {error}") from error

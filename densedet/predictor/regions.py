@@ -1,4 +1,4 @@
-"""Between the cells of a dense map and the pixels of the picture."""
+"""Between the cells of a dense map and the pixels of the image."""
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ from densedet.regions import pool_boxes, pool_masks
 
 
 def box_embeddings(dense: Tensor, stride: float, image: PreparedImage, boxes: Tensor) -> Tensor:
-    """RoIAlign of a dense map [D, h, w] over boxes [R, 4] in pixels of the picture: [R, D].
+    """RoIAlign of a dense map [D, h, w] over boxes [R, 4] in pixels of the image: [R, D].
 
-    What of a box is outside the picture does not count.
+    What of a box is outside the image does not count.
 
     Raises:
-        ValueError: boxes of another shape, or one without an area inside the picture.
+        ValueError: boxes of another shape, or one without an area inside the image.
     """
     if not len(boxes):
         boxes = boxes.new_zeros(0, 4)  # an empty list has no second axis
@@ -37,7 +37,7 @@ def mask_embeddings(dense: Tensor, stride: float, image: PreparedImage, masks: T
     """
     if masks.ndim != 3 or tuple(masks.shape[1:]) != image.size:
         raise ValueError(
-            f"masks must be [R, {image.size[0]}, {image.size[1]}] like the picture, got "
+            f"masks must be [R, {image.size[0]}, {image.size[1]}] like the image, got "
             f"{tuple(masks.shape)}"
         )
     _refuse_empty(~masks.flatten(1).any(dim=1), "mask")
@@ -47,7 +47,7 @@ def mask_embeddings(dense: Tensor, stride: float, image: PreparedImage, masks: T
 
 
 def map_on_picture(values: Tensor, stride: float, image: PreparedImage) -> Tensor:
-    """Interpolate a map [h, w] of cells bilinearly at the pixels of the picture: [H, W]."""
+    """Interpolate a map [h, w] of cells bilinearly at the pixels of the image: [H, W]."""
     padded = [round(side * stride) for side in values.shape]
     height, width = image.tensor.shape[1:]
     large = F.interpolate(values[None, None], padded, mode="bilinear", align_corners=False)
@@ -73,4 +73,4 @@ def _shares(pixels: int, span: float, cells: int, like: Tensor) -> Tensor:
 def _refuse_empty(empty: Tensor, what: str) -> None:
     if empty.any():
         first = int(empty.nonzero()[0, 0])
-        raise ValueError(f"{what} {first} is empty: it covers nothing of the picture")
+        raise ValueError(f"{what} {first} is empty: it covers nothing of the image")

@@ -13,7 +13,7 @@ from densedet.vocabulary import Vocabulary
 def coco_results(
     instances: Instances, image_id: int, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """COCO results of one picture, each with the user's label.
+    """COCO results of one image, each with the user's label.
 
     ``category_id`` is the index in the vocabulary plus one.
     """
@@ -36,7 +36,7 @@ def coco_results(
 def segment_results(
     masks: Tensor, segments: Sequence[dict[str, Any]], image_id: int, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Segments of one picture in the manner of COCO results, each with the user's label.
+    """Segments of one image in the manner of COCO results, each with the user's label.
 
     Args:
         masks: (R, H, W) bool.

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from densedet.clip import ClassEmbeddings
+from densedet.clip import ClassEmbeddings, ClipVisual
 from densedet.engine.launch import resolve_device
 from densedet.engine.options import PRECISIONS
 from densedet.errors import ConfigError
 from densedet.predictor.encoder import ImageEncoder, replaced
-from densedet.predictor.images import ImageMemory, PreparedImage, prepare
-from densedet.predictor.prediction import Prediction
+from densedet.predictor.images import MAX_PIXELS, MAX_TOKENS, ImageMemory, PreparedImage, prepare
+from densedet.predictor.prediction import Prediction, Task
 from densedet.vocabulary import Vocabulary
 
 _IMAGES_KEPT = 4
@@ -32,19 +32,28 @@ class SharedModel:
         augmentations: of the evaluation.
         device: see `resolve_device`.
         precision: of the image encoder: "fp32", "bf16" or "fp16".
+        max_pixels: that the model sees of an image; None for a bound that fits the model.
 
     Raises:
-        ConfigError: no such device, an unknown precision, or fp16 without CUDA.
+        ConfigError: no such device, an unknown precision, fp16 without CUDA, or no pixels.
     """
 
     def __init__(
-        self, model: Any, augmentations: T.AugmentationList, device: str, precision: str
+        self,
+        model: Any,
+        augmentations: T.AugmentationList,
+        device: str,
+        precision: str,
+        max_pixels: int | None = None,
     ) -> None:
+        if max_pixels is not None and max_pixels < 1:
+            raise ConfigError(f"max_pixels={max_pixels}: give a number of pixels above 0")
         self.device = resolve_device(device, "device")
         _check_precision(precision, self.device)
         self.model = model.eval().to(self.device)
         self.trained: Vocabulary = model.vocabulary
         self._augmentations = augmentations
+        self._max_pixels = max_pixels or _fitting_pixels(model)
         self._encoder = ImageEncoder(model, PRECISIONS[precision])
         self._memory = ImageMemory(_IMAGES_KEPT)
         self._lock = threading.RLock()
@@ -58,30 +67,40 @@ class SharedModel:
             pass
 
     def image(self, pixels: NDArray[Any]) -> PreparedImage:
-        """The picture (H, W, 3), with what is known of it."""
+        """The image (H, W, 3), with what is known of it."""
         with self._lock:
-            return self._memory.get(pixels, self._augmentations)
+            return self._memory.get(pixels, self._augmentations, self._max_pixels)
 
-    def predict(self, image: PreparedImage, vocabulary: Vocabulary) -> Prediction:
-        """Look at one picture, and remember its features."""
+    def predict(
+        self,
+        image: PreparedImage,
+        vocabulary: Vocabulary,
+        above: float = 0.0,
+        task: Task | None = None,
+    ) -> Prediction:
+        """Look at one image, and remember its features; see `Predictor.predict`."""
         with self._asked_for(vocabulary), self._encoder.remembering(image.kept):
-            return self._predictions([image], vocabulary)[0]
+            return self._predictions([image], vocabulary, above, task)[0]
 
     def predict_batch(
-        self, pictures: Sequence[NDArray[Any]], vocabulary: Vocabulary
+        self,
+        arrays: Sequence[NDArray[Any]],
+        vocabulary: Vocabulary,
+        above: float = 0.0,
+        task: Task | None = None,
     ) -> list[Prediction]:
-        """Look at pictures at once, those of one size together, without remembering them.
+        """Look at images at once, those of one size together, without remembering them.
 
-        Pictures of several sizes would be padded to the largest, which changes what is found.
+        Images of several sizes would be padded to the largest, which changes what is found.
         """
-        images = [prepare(pixels, self._augmentations) for pixels in pictures]
+        images = [prepare(pixels, self._augmentations, self._max_pixels) for pixels in arrays]
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(images):
             groups.setdefault(tuple(image.tensor.shape), []).append(row)
         found: dict[int, Prediction] = {}
         for rows in groups.values():
             with self._asked_for(vocabulary), self._encoder.remembering(None):
-                some = self._predictions([images[row] for row in rows], vocabulary)
+                some = self._predictions([images[row] for row in rows], vocabulary, above, task)
             found.update(zip(rows, some, strict=True))
         return [found[row] for row in range(len(images))]
 
@@ -117,11 +136,29 @@ class SharedModel:
                     yield
 
     def _predictions(
-        self, images: Sequence[PreparedImage], vocabulary: Vocabulary
+        self,
+        images: Sequence[PreparedImage],
+        vocabulary: Vocabulary,
+        above: float,
+        task: Task | None,
     ) -> list[Prediction]:
+        """In the pixels of the images, however large; what is not wanted is never so large."""
         outputs = self.model([image.record for image in images])
         probabilities = getattr(self.model, "tta", None) is not None
-        return [Prediction.of(output, vocabulary, probabilities) for output in outputs]
+        found = [Prediction.of(output, vocabulary, probabilities) for output in outputs]
+        if task is not None:
+            found = [prediction.telling(task) for prediction in found]
+        if above:
+            found = [prediction.above(above) for prediction in found]
+        return [
+            prediction.resized(*image.size) for prediction, image in zip(found, images, strict=True)
+        ]
+
+
+def _fitting_pixels(model: nn.Module) -> int:
+    """How many pixels of an image a model is to see."""
+    towers = (module for module in model.modules() if isinstance(module, ClipVisual))
+    return min([MAX_PIXELS, *(MAX_TOKENS * tower.stride**2 for tower in towers)])
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from densedet.errors import VocabularyError
 from densedet.files import write_text
-from densedet.vocabulary import readers
+from densedet.vocabulary import readers, typed
 from densedet.vocabulary.category import Category, Kind, prompt_key
 from densedet.vocabulary.class_lists import CLASS_LISTS, load_class_list
 
@@ -205,6 +205,8 @@ class Vocabulary:
                 text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
             elif path.suffix.lower() == ".txt":
                 text = "\n".join(_line(category) for category in self.categories)
+                if typed.categories_from_lines(text) != self.categories:
+                    raise VocabularyError("lines would be read as numbered; use .json")
             else:
                 raise VocabularyError("a vocabulary is saved as .json or .txt; change the suffix")
         write_text(path, text + "\n")
@@ -216,16 +218,17 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Read a ``.json`` or ``.txt`` file.
+        """Read a ``.json``, ``.yaml`` or ``.txt`` file.
 
-        JSON may hold what :meth:`save` writes, a list as in :meth:`from_names`, or a COCO-format
-        annotation file. Text has one category a line, with commas between its synonyms.
+        JSON and YAML may hold what :meth:`save` writes, a list as in :meth:`from_names`, a
+        COCO-format annotation file, or the names of another tool (YOLO, Hugging Face). Text has one
+        category a line, numbered or not, with commas between its synonyms.
 
         Raises:
             VocabularyError: naming the file, the record and the remedy.
         """
         with readers.located(Path(path)):
-            return cls(readers.categories_from_file(Path(path)))
+            return cls(typed.categories_from_file(Path(path)))
 
     @classmethod
     def from_names(cls, names: Iterable[str | Sequence[str]]) -> "Vocabulary":
@@ -236,6 +239,19 @@ class Vocabulary:
     def parse(cls, text: str) -> "Vocabulary":
         """Read ``"cat,kitten;remote control"``: the first name of each category is its label."""
         return cls(readers.categories_from_text(text))
+
+    @classmethod
+    def typed(cls, text: str) -> "Vocabulary":
+        """Read what people type: as :meth:`parse`, or in the form of another tool.
+
+        That is one category a line, numbered or not; Grounding DINO's ``"cat . dog ."``; or a list
+        or an object as in a JSON or YAML file. It is never the name of a file or a class list.
+        """
+        return cls(typed.categories_from_typed(text))
+
+    def describe(self) -> str:
+        """One line that says how it was understood, such as "2 categories: cat; remote control"."""
+        return typed.describe(self.labels, self.synonyms)
 
     @classmethod
     def named(cls, name: str, kind: Kind | None = None) -> "Vocabulary":
@@ -259,9 +275,9 @@ class Vocabulary:
         """Whatever a user may write for a vocabulary.
 
         Args:
-            spec: a vocabulary; a list as in :meth:`from_names`; a mapping as in :meth:`from_dict`;
-                a path to a ``.json`` or ``.txt`` file; the name of a class list; or the text of
-                :meth:`parse`, tried in this order.
+            spec: a vocabulary; a list as in :meth:`from_names`; a mapping as in :meth:`from_dict`
+                or from ids to names; a path to a file as of :meth:`from_file`; the name of a class
+                list; or text as of :meth:`typed`, tried in this order.
 
         Raises:
             VocabularyError: a missing file, or text that looks like a misspelt class list. Write
@@ -274,27 +290,31 @@ class Vocabulary:
         if isinstance(spec, os.PathLike):
             return cls.from_file(spec)
         if isinstance(spec, Mapping):
-            return cls.from_dict(spec)
+            return cls(readers.categories_from_data(dict(spec)))
         if isinstance(spec, Sequence):
             return cls.from_names(spec)
         raise VocabularyError(f"cannot make a vocabulary of {type(spec).__name__} {spec!r}")
 
     @classmethod
     def _resolve_text(cls, text: str) -> "Vocabulary":
-        if ";" not in text and (text.lower().endswith(readers.SUFFIXES) or _is_a_file(text)):
+        if ";" not in text and (_has_suffix(text) or _is_a_file(text)):
             return cls.from_file(text)
         if _is_like_class_list(text.strip()):
             return cls.named(text.strip())
-        return cls.parse(text)
+        return cls.typed(text)
 
 
 VocabularyLike = Vocabulary | str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]
 """What :meth:`Vocabulary.resolve` accepts."""
 
 
+def _has_suffix(text: str) -> bool:
+    return text.lower().endswith(typed.SUFFIXES) and len(text.splitlines()) == 1
+
+
 def _is_a_file(text: str) -> bool:
-    """Whether text is a file and looks like one: with a folder or a suffix."""
-    return bool(Path(text).suffix or os.path.dirname(text)) and os.path.isfile(text)
+    """Whether text is a file, or a pipe or a folder, and looks like one: with "/" or a suffix."""
+    return bool(Path(text).suffix or os.path.dirname(text)) and os.path.exists(text)
 
 
 def _is_like_class_list(text: str) -> bool:

@@ -55,24 +55,30 @@ def read_picture(path: str) -> NDArray[np.uint8]:
 
 
 def read_words(words: str, stuff: str = "") -> Vocabulary:
-    """Read a vocabulary: categories one a line or between ";", synonyms between ",".
+    """Read a vocabulary as of `Vocabulary.typed`: one category a line, or between ";", and so on.
 
     The text is never taken for the name of a file or of a class list.
 
     Raises:
         VocabularyError: no words, more than `MOST_WORDS`, or ambiguous ones.
     """
-    count = sum(bool(word.strip()) for word in re.split("[,;\n]", f"{words};{stuff}"))
+    count = sum(bool(word.strip()) for word in re.split("[,;\n\uff0c\uff1b]", f"{words};{stuff}"))
+    _check_count(count)
+    check_length(words + stuff)
+    if not words.strip(" \t\r\n;"):
+        raise VocabularyError("no words: type what to look for, such as: red star; blue ring")
+    vocabulary = Vocabulary.typed(words)
+    if stuff.strip(" \t\r\n;"):
+        vocabulary = vocabulary.with_stuff(Vocabulary.typed(stuff))
+    _check_count(len(vocabulary.synonyms))
+    return vocabulary
+
+
+def _check_count(count: int) -> None:
     if count > MOST_WORDS:
         raise VocabularyError(
             f"{count:,} words are too many: this page takes {MOST_WORDS:,}, synonyms included"
         )
-    check_length(words + stuff)
-    things, others = _joined(words), _joined(stuff)
-    if not things:
-        raise VocabularyError("no words: type what to look for, such as: red star; blue ring")
-    vocabulary = Vocabulary.parse(things)
-    return vocabulary.with_stuff(Vocabulary.parse(others)) if others else vocabulary
 
 
 def check_length(text: str) -> None:
@@ -91,9 +97,3 @@ def check_scores(vocabulary: Vocabulary, image: NDArray[np.uint8]) -> None:
             f"{len(vocabulary):,} categories are too many for {width:,} x {height:,} pixels: take "
             f"{MOST_SCORES // (height * width):,}, or a smaller picture"
         )
-
-
-def _joined(text: str) -> str:
-    """The lines of a text as one, with ";" between them."""
-    lines = (line.strip().removesuffix(";") for line in text.splitlines())
-    return ";".join(line for line in lines if line)

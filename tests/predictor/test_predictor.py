@@ -10,7 +10,7 @@ from pycocotools import mask as mask_util
 from densedet import model_zoo
 from densedet.errors import CheckpointError, ConfigError, ImageError, VocabularyError
 from densedet.predictor import Predictor, coco_results, segment_results
-from densedet.predictor.images import T, prepare
+from densedet.predictor.images import T, as_pixels, prepare
 from densedet.vocabulary import Vocabulary
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_pillow_image_is_refused(zero_shot, image, tmp_path):
         pytest.raises(ImageError, match=r"a\.png is "),
     ):
         zero_shot.set_image(opened)
-    with pytest.raises(ImageError, match=r"^picture 9: image .*a\.png is truncated"):
+    with pytest.raises(ImageError, match=r"^image 9: image .*a\.png is truncated"):
         zero_shot.predict_batch([*[image] * 9, tmp_path / "a.png"])
 
 
@@ -231,3 +231,32 @@ def test_precision(config, weights, predictor, image):
         Predictor(config, weights, device="cpu", precision="int8")
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         Predictor(config, weights, device="cpu", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [
+        ("CMYK", ("TIFF", "JPEG")),
+        ("LA", ("TIFF", "PNG")),
+        ("RGBA", ("TIFF", "PNG")),
+        ("P", ("TIFF", "PNG", "GIF")),
+        ("L", ("TIFF", "PNG", "GIF", "JPEG")),
+        ("1", ("TIFF", "PNG")),
+    ],
+)
+def test_colours_of_any_mode_are_read_whatever_is_transparent(tmp_path, image, mode, kinds):
+    opened = Image.fromarray(image).resize((20, 30))
+    if "A" in mode:
+        opened.putalpha(Image.new("L", opened.size, 0))
+    opened = opened.quantize(16) if mode == "P" else opened.convert(mode)
+    colours = np.asarray(opened.convert("L" if mode == "LA" else "RGB").convert("RGB"))
+    for kind in kinds:
+        transparency = {"transparency": 0} if mode == "P" and kind != "TIFF" else {}
+        opened.save(tmp_path / "a", format=kind, **transparency)
+        found = as_pixels(tmp_path / "a")
+        with Image.open(tmp_path / "a") as again:
+            assert np.array_equal(found, as_pixels(again))
+        if kind == "JPEG":
+            assert np.abs(found.astype(int) - colours).mean() < 12
+        else:
+            assert np.array_equal(found, colours)

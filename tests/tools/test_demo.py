@@ -15,7 +15,7 @@ from densedet.data.shapes_world_scenes import make_scene
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build
 from densedet.predictor import Predictor
-from densedet.video import Film, write_film
+from densedet.video import Video, write_video
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_similarity(demo, folder, tmp_path, capsys):
 def test_a_film(demo, folder, tmp_path, capsys):
     """Four frames: the same picture has the same segments, and the film can be read again."""
     frames = [np.array(Image.open(folder / "in" / f"{i}.jpg")) for i in (0, 1, 1, 2)]
-    with write_film(tmp_path / "in.mp4", rate=5) as film:
+    with write_video(tmp_path / "in.mp4", rate=5) as film:
         for frame in frames:
             film.add(frame)
     argv = [
@@ -243,17 +243,17 @@ def test_a_film(demo, folder, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "segments.json").read_text())
     assert {r["image_id"] for r in found} == {1, 2, 3, 4}
     assert {r["file_name"] for r in found} == {str(tmp_path / "in.mp4")}
-    shown = Film(tmp_path / "out" / "in.mp4")
+    shown = Video(tmp_path / "out" / "in.mp4")
     assert shown.rate == 5 and [frame.shape for frame in shown] == [(640, 640, 3)] * 4
     short = [*argv[:-6], *("--video", str(tmp_path / "in.mp4"), "--max-frames", "2")]
     short += ["--similarity", "red star", "--output", str(tmp_path / "short")]
     assert demo.main(short) == 0
-    assert len(list(Film(tmp_path / "short" / "in.mp4"))) == 2
+    assert len(list(Video(tmp_path / "short" / "in.mp4"))) == 2
 
 
 def test_ctrl_c_ends_a_film_and_keeps_it(demo, tmp_path):
     frames = [np.full((32, 48, 3), value, np.uint8) for value in (0, 100, 200)]
-    with write_film(tmp_path / "in.mp4", rate=5) as film:
+    with write_video(tmp_path / "in.mp4", rate=5) as film:
         for frame in frames:
             film.add(frame)
 
@@ -262,10 +262,10 @@ def test_ctrl_c_ends_a_film_and_keeps_it(demo, tmp_path):
             raise KeyboardInterrupt
         return frame, [{"image_id": number}]
 
-    source = Film(tmp_path / "in.mp4")
-    count, results = demo.show_film(source, view, tmp_path / "out.mp4", None)
+    source = Video(tmp_path / "in.mp4")
+    count, results = demo.show_video(source, view, tmp_path / "out.mp4", None)
     assert count == 2 and [r["image_id"] for r in results] == [1, 2]
-    assert len(list(Film(tmp_path / "out.mp4"))) == 2
+    assert len(list(Video(tmp_path / "out.mp4"))) == 2
 
 
 @pytest.mark.parametrize("name", ["absent.mp4", "text.mp4"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from densedet.cli import exit_code
-from densedet.video import write_film
+from densedet.video import write_video
 
 ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
 
@@ -29,7 +29,7 @@ def test_inputs_are_never_overwritten(demo, tmp_path, capsys):
     pictures = tmp_path / "pics"
     pictures.mkdir()
     Image.new("RGB", (8, 8)).save(pictures / "a.png")
-    with write_film(pictures / "in.mp4", rate=5) as film:
+    with write_video(pictures / "in.mp4", rate=5) as film:
         film.add(np.zeros((32, 32, 3), np.uint8))
     (pictures / "segments.json").write_text('["star"]')
     (tmp_path / "link").symlink_to(pictures)

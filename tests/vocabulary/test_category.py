@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from densedet.errors import DensedetError, VocabularyError
-from densedet.vocabulary import Category
+from densedet.vocabulary import Category, Vocabulary
 
 
 def test_label_is_the_prompt_by_default() -> None:
@@ -54,10 +54,39 @@ def test_names_that_the_tokenizer_tells_apart_are_two_names() -> None:
     pytest.importorskip("open_clip")
     from densedet.clip.text import tokenize_whole
 
-    names = ("Ma\u00dfe", "Masse", "stra\u00dfe", "strasse", "\u03c3", "\u03c2")
+    names = ("Ma\u00dfe", "Masse", "stra\u00dfe", "strasse", "\u03c3", "\u03c2", "x\u00b2", "x2")
+    names += ("a\u200bb", "ab", "\u2163", "IV", "a\u2013b", "a-b")
     tokens = tokenize_whole(list(names)).tolist()
     assert all(tokens.count(row) == 1 for row in tokens)
     assert Category("a", names).synonyms == names
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("\uac00", "\u1100\u1161"),
+        ("\uff43\uff41\uff54", "cat"),
+        ("\uff76\uff9e", "\u30ac"),
+        ("a\u3000b", "a b"),
+        ("\ufb01re", "fire"),
+        ("don\u2019t", "don't"),
+        ("\u201ccat\u201d", '"cat"'),
+        ("salt &amp; pepper", "salt & pepper"),
+        ("\ufeffcat", "cat"),
+        ("\u2126", "\u03a9"),
+    ],
+)
+def test_names_that_the_tokenizer_takes_for_one_are_one(name: str, other: str) -> None:
+    pytest.importorskip("open_clip")
+    from densedet.clip.text import tokenize_whole
+
+    first, second = tokenize_whole([name, other]).tolist()
+    assert first == second
+    with pytest.raises(VocabularyError, match="are the same prompt; remove one"):
+        Category("a", (name, other))
+    with pytest.raises(VocabularyError, match="category 2: the label .* is already used"):
+        Vocabulary((Category(name), Category(other)))
 
 
 def test_errors_are_densedet_errors() -> None:

@@ -82,6 +82,16 @@ def test_lines_and_semicolons(text):
     assert read_words(text) == Vocabulary.parse("cat,kitten;remote control")
 
 
+@pytest.mark.parametrize(
+    "text", ["cat . dog .", "1. cat\n2. dog", "['cat', 'dog']", "cat\uff1bdog"]
+)
+def test_forms_of_other_tools(text):
+    assert read_words(text) == Vocabulary.parse("cat;dog")
+    assert read_words("sky", text).kinds == ("thing", "stuff", "stuff")
+    with pytest.raises(VocabularyError, match="1,001 words are too many"):
+        read_words(" . ".join(f"word {i}" for i in range(1001)))
+
+
 def test_stuff():
     found = read_words("cat", "grass;\nsky")
     assert found == Vocabulary.parse("cat").with_stuff(Vocabulary.parse("grass;sky"))

@@ -21,6 +21,7 @@ from densedet.data.shapes_world_scenes import make_scene
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build
 from densedet.errors import ConfigError, InstallationError
+from densedet.predictor import Predictor
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "web_demo.py"
 CONFIG = "projects/panoptic_fpn/configs/quickstart.py"
@@ -137,6 +138,7 @@ def test_words_are_found(page):
     drawn, said = find(page, "red star\nblue ring, blue hoop", "semantic")
     assert drawn.shape[:2] == (640, 640) and differs(drawn, make_scene(0, "val", 11).image)
     assert (said["width"], said["height"]) == (160, 160)
+    expect(page.locator("#count")).to_contain_text("4 categories with 5 names: red star; blue ring")
     results = said["results"]
     assert {r["label"] for r in results} <= {"red star", "blue ring", "grass", "sand"}
     assert sum(r["area"] for r in results) == 160 * 160
@@ -222,6 +224,20 @@ def test_the_picture_of_the_documentation(weights, tmp_path):
         with Image.open(path) as picture:
             assert picture.size == (800, 727) and len(picture.getcolors()) > 64
         assert path.stat().st_size < 150_000
+
+
+def test_the_page_says_how_the_words_were_understood(web_demo, weights, tmp_path):
+    """Without a browser: what the button does."""
+    Image.fromarray(make_scene(0, "val", 11).image).save(tmp_path / "a.tif")
+    find = web_demo.finder(Predictor(CONFIG, weights, device="cpu"), tmp_path)
+    for words, said in (
+        ("red star . blue ring .", "`4 categories: red star; blue ring; grass; sand`"),
+        ("a`b,*c*", "`3 categories with 4 names: a'b; grass; sand`"),
+    ):
+        _, count, _, _ = find(str(tmp_path / "a.tif"), words, "grass\nsand", "semantic", 0.0)
+        assert count.endswith(f" found** in 160 x 160 pixels\n\n{said}")
+    with pytest.raises(gradio.Error, match="line 1 has a YAML alias"):
+        find(str(tmp_path / "a.tif"), "[*a]", "grass", "semantic", 0.0)
 
 
 def test_only_this_machine_is_answered(server):
