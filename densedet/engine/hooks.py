@@ -98,13 +98,23 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         super().__init__(checkpointer, period, **kwargs)
         self.results = results
 
+    def after_step(self) -> None:
+        """Save if it is time: rank 0 does, with what the other processes have to be remembered."""
+        if self._due(self.trainer.iter):
+            self.trainer.gather_numbers()
+        if comm.is_main_process():
+            super().after_step()
+
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Export and save if it is time."""
-        last = self.max_iter is not None and iteration >= self.max_iter - 1
-        if (iteration + 1) % self.period == 0 or last:
+        if self._due(iteration):
             for hook in self.results:
                 hook.export(self.checkpointer.model, Path(self.checkpointer.save_dir))
         super().step(iteration, **kwargs)
+
+    def _due(self, iteration: int) -> bool:
+        last = self.max_iter is not None and iteration >= self.max_iter - 1
+        return last or (iteration + 1) % self.period == 0
 
     def before_train(self) -> None:
         """Find the earlier checkpoints of a training that is resumed."""

@@ -256,10 +256,12 @@ def _build_hooks(
         SeedEveryStep(options.seed),
         _LearningRate(build(cfg.lr_multiplier, "lr_multiplier")),
         *own_hooks,
+        PeriodicCheckpointer(
+            checkpointer,
+            results=[hook for hook in own_hooks if isinstance(hook, ResultWeights)],
+            **options.checkpointer,
+        ),
     ]
-    if comm.is_main_process():
-        exported = [hook for hook in own_hooks if isinstance(hook, ResultWeights)]
-        built.append(PeriodicCheckpointer(checkpointer, results=exported, **options.checkpointer))
     return [*built, EvalHook(options.eval_period, test)]
 
 
