@@ -9,6 +9,8 @@ from pathlib import Path
 
 from densedet.errors import OutputError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:

@@ -23,4 +23,6 @@ train = dict(
     seed=0,
     num_threads=None,  # CPU threads of torch; None: torch's choice
     hooks=[],  # more detectron2.engine.HookBase, as L(...)(...)
+    # seconds that a process waits for the others, before it says which one does not answer
+    timeout=dict(steps=600.0, evaluation=1800.0),
 )

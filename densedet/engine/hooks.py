@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +12,9 @@ import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
+
+from densedet.engine.distributed import set_timeout
+from densedet.engine.options import TrainOptions
 
 
 @runtime_checkable
@@ -62,9 +65,29 @@ class EvalHook(hooks.EvalHook):
     """Evaluate every ``eval_period`` iterations and after the last one, but not after a failure.
 
     Detectron2's hook also runs when the *last* iteration raises.
+
+    Args:
+        eval_period, eval_function: As of Detectron2's hook.
+        options: Say how long the processes wait for each other, in a step and in an evaluation,
+            where rank 0 may have to score alone.
     """
 
     _finished = False
+
+    def __init__(
+        self, eval_period: int, eval_function: Callable[[], Any], options: TrainOptions
+    ) -> None:
+        super().__init__(eval_period, eval_function)
+        self._options = options
+
+    def before_train(self) -> None:
+        """Have the processes wait as long as a step may take."""
+        set_timeout(self._options.seconds("steps"))
+
+    def _do_eval(self) -> None:
+        set_timeout(self._options.seconds("evaluation"))
+        super()._do_eval()
+        set_timeout(self._options.seconds("steps"))
 
     def after_step(self) -> None:
         """Evaluate if it is time."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from densedet.engine.logs import is_full
+from densedet.engine.ranks import is_lost
 from densedet.errors import ConfigError, DensedetError
 
 logger = logging.getLogger(__name__)
@@ -105,6 +108,30 @@ class Trainer(SimpleTrainer):
         self._last_losses: dict[str, Tensor] = {}
         self._numbers_at_start = _plain_numbers(model)
         self._gathered: tuple[int, list[dict[str, float]]] | None = None
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Train; of Detectron2's tracebacks only those of defects are logged.
+
+        Raises:
+            DensedetError: bad input or a loss that is not finite; the caller says so.
+        """
+        log = logging.getLogger("detectron2.engine.train_loop")
+        log.addFilter(_is_defect)
+        self._around = sys.exc_info()[1]  # what the caller may be handling
+        try:
+            super().train(start_iter, max_iter)
+        finally:
+            log.removeFilter(_is_defect)
+
+    def after_train(self) -> None:
+        """End the hooks; what fails in the wake of an error does not hide it."""
+        error = sys.exc_info()[1]  # Detectron2 calls this in `finally`
+        try:
+            super().after_train()
+        except Exception as another:
+            if error is None or error is self._around:
+                raise
+            logger.debug("ending the hooks failed too: %s: %s", type(another).__name__, another)
 
     def run_step(self) -> None:
         """Run one iteration.
@@ -245,6 +272,12 @@ class Trainer(SimpleTrainer):
         if state_dict.get("numbers"):
             numbers = state_dict["numbers"]
             _set_plain_numbers(self.model, numbers[comm.get_rank() % len(numbers)])
+
+
+def _is_defect(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    explained = isinstance(error, DensedetError) or is_full(error)
+    return error is None or not (explained or is_lost(error))
 
 
 def _plain_numbers(model: nn.Module) -> dict[str, float]:
