@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
 
-from densedet.cli import exit_code, raising_on_sigterm
 from densedet.engine.ranks import RankError
 from densedet.errors import ConfigError
+from densedet.exits import exit_code, raising_on_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +226,7 @@ def _run_under_torchrun(
     job: Callable[..., Any], args: tuple[Any, ...], device: str, timeout: timedelta
 ) -> None:
     world = _number("WORLD_SIZE", 1)
+    local = _number("LOCAL_WORLD_SIZE", world)
     _check_device(device, world)
     resolved = use_device(device)
     if world == 1:
@@ -240,7 +241,7 @@ def _run_under_torchrun(
             f"the {world} processes do not meet at {place}: {str(error).splitlines()[0]}"
         ) from error
     try:
-        comm.create_local_process_group(_number("LOCAL_WORLD_SIZE", world))
+        comm.create_local_process_group(local)
         comm.synchronize()
         job(*args)
         comm.synchronize()

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from densedet.errors import Terminated
 from densedet.files import DISK_FULL, writing
 
 _NAMES = ("densedet", "detectron2", "fvcore")
@@ -68,7 +69,9 @@ def log_file(output_dir: str, rank: int) -> Path:
 
 def log_end(error: BaseException) -> None:
     """Write why the job ends into the log file alone: the tool says it on stderr."""
-    text = " ".join(str(error).split()) or "terminated by SIGTERM"
+    text = " ".join(str(error).split())
+    if isinstance(error, Terminated):
+        text = f"terminated by SIGTERM{text and f': {text}'}"
     logging.getLogger(__name__).error("%s", text, extra={_FILE_ONLY: True})
 
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.registry import _convert_target_to_string
-from omegaconf import DictConfig, OmegaConf, SCMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -69,9 +68,13 @@ def run(config_file: str, overrides: list[str], eval_only: bool, resume: bool) -
     try:
         with watching(output_dir):
             (evaluate if eval_only else train)(cfg, resume=resume)
-    except (DensedetError, Terminated) as error:
+    except DensedetError as error:
         log_end(error)
         raise
+    except Terminated as error:
+        said = Terminated(str(error) or ("" if eval_only else _how_to_go_on(output_dir)))
+        log_end(said)
+        raise said from None
 
 
 def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
@@ -162,6 +165,13 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
     return do_test(cfg, model, _build_own_hooks(options))
 
 
+def _how_to_go_on(folder: str) -> str:
+    file = Path(folder, "last_checkpoint")
+    if not file.is_file():
+        return "there is no checkpoint yet"
+    return f"--resume goes on from {file.read_text(encoding='utf-8').strip()}"
+
+
 def prepare_output_dir(path: str) -> None:
     """Make the output folder.
 
@@ -204,9 +214,8 @@ def _save_config(cfg: DictConfig, folder: str) -> None:
         for _, node in calls(named):
             if callable(node._target_):
                 node._target_ = _convert_target_to_string(node._target_)
-        content = OmegaConf.to_container(named, structured_config_mode=SCMode.INSTANTIATE)
-        text = yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999)
-    except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        text = OmegaConf.to_yaml(named)
+    except (AttributeError, TypeError, ValueError) as error:
         logger.warning(
             "config.yaml is not written: YAML cannot hold what the config has: %s", error
         )
