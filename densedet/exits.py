@@ -32,7 +32,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except DensedetError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -49,6 +49,15 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except Terminated as error:
         sys.stderr.write(f"terminated by SIGTERM{f': {error}' if str(error) else ''}\n")
         return EXIT_TERMINATED
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; of one in a loader's worker without the traceback."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "Original Traceback" in text:  # torch's ExceptionWrapper
+        kind = type(error).__name__
+        text = text.rpartition(f"{kind}: ")[2]
+    return " ".join(text.split())
 
 
 @contextmanager

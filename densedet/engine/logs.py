@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from densedet.errors import Terminated
+from densedet.exits import one_line
 from densedet.files import DISK_FULL, writing
 
 _NAMES = ("densedet", "detectron2", "fvcore")
@@ -69,7 +70,7 @@ def log_file(output_dir: str, rank: int) -> Path:
 
 def log_end(error: BaseException) -> None:
     """Write why the job ends into the log file alone: the tool says it on stderr."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, Terminated):
         text = f"terminated by SIGTERM{text and f': {text}'}"
     logging.getLogger(__name__).error("%s", text, extra={_FILE_ONLY: True})

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from densedet import compat
 from densedet.engine.logs import log_file
 from densedet.errors import DensedetError, Terminated
+from densedet.exits import one_line
 
 _PATIENCE = 5.0  # seconds in which a process that waits too says so
 _LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
@@ -81,10 +82,10 @@ def watching(output_dir: str) -> Iterator[None]:
         raise Terminated(_gone(gone[0])) if gone else error from None
     except Exception as error:
         waits = is_lost(error)
-        _tell(rank, None if waits else f"{type(error).__name__}: {error}")
+        _tell(rank, None if waits else f"{type(error).__name__}: {one_line(error)}")
         if not waits:
             raise
-        raise RankError(_find_lost(others) or _one_line(error)) from error
+        raise RankError(_find_lost(others) or one_line(error)) from error
 
 
 def is_lost(error: BaseException) -> bool:
@@ -102,7 +103,7 @@ def _find_lost(others: list[Peer]) -> str | None:
         told = _told(others)
         for peer in others:
             if (reason := told.get(peer.rank)) is not None:
-                return f"{peer} ended: {_one_line(reason)}; its log: {peer.log}"
+                return f"{peer} ended: {reason}; its log: {peer.log}"
             if peer.is_gone():
                 return _gone(peer)
         silent = [peer for peer in others if peer.rank not in told]
@@ -118,10 +119,6 @@ def _find_lost(others: list[Peer]) -> str | None:
 
 def _gone(peer: Peer) -> str:
     return f"{peer} is gone; its log: {peer.log}"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _tell(rank: int, reason: str | None) -> None:

@@ -58,9 +58,15 @@ def test_text_for_every_image(analyze_model, capsys):
     assert float(lines[-1][4]) > 0 and lines[-1][5] == "-"
 
 
-def test_size_and_overrides(capsys):
+def test_size_and_overrides(analyze_model, capsys):
     *_, total, _text = run(
-        capsys, "--size", "512", "512", "model.sem_seg_head.conv_dims=128", "clip.grid=7"
+        analyze_model,
+        capsys,
+        "--size",
+        "512",
+        "512",
+        "model.sem_seg_head.conv_dims=128",
+        "clip.grid=7",
     )
     # head: 7 convolutions, 4 of them from 256 channels, their norms, and the classifier
     head = 4 * 256 * 128 * 9 + 3 * 128 * 128 * 9 + 7 * 256 + 128 * 150 + 150
