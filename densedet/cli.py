@@ -1,21 +1,20 @@
 """The ``densedet`` command, and what every command line of this project shares.
 
-Exit codes: 0 success, 1 the command ran and found a problem (``densedet doctor``), 2 wrong use or
-wrong input (one line ``error: ...`` on stderr), 130 interrupted.
+Exit codes: 0 success, 1 the command ran and found a problem (``densedet doctor``; a process of the
+job that is gone), 2 wrong use or wrong input (one line ``error: ...`` on stderr), 130 interrupted,
+143 terminated (SIGTERM).
 """
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from densedet import __version__, compat
-from densedet.errors import ConfigError, DensedetError
+from densedet.errors import ConfigError
+from densedet.exits import EXIT_INTERRUPTED, EXIT_USAGE, exit_code, raising_on_sigterm
 
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "ToolParser", "exit_code", "main", "run_tool"]
 compat.hush_deprecations()  # here, since the tools import Detectron2 before anything else runs
 
 _NO_DATASETS = "data sets: not looked at; mend the problems above, then run this again"
@@ -33,35 +32,14 @@ class ToolParser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
-def exit_code(main: Callable[[], int | None]) -> int:
-    """Run ``main`` and turn the errors of bad input into one line on stderr and an exit code.
-
-    Args:
-        main: A function without arguments; None counts as 0.
-
-    Returns:
-        The result of ``main``; 2 for a :class:`DensedetError` and for a file or folder that the
-        system does not let us look at, 130 for Ctrl-C. Any other exception is a defect and keeps
-        its traceback.
-    """
-    try:
-        return main() or 0
-    except DensedetError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return EXIT_USAGE
-    except OSError as error:
-        if error.errno not in _UNUSABLE or error.filename is None:
-            raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}; choose another place\n")
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return EXIT_INTERRUPTED
-
-
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run the ``main`` of a tool and exit with its code; see :func:`exit_code`."""
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(lambda: _guarded(main)))
+
+
+def _guarded(main: Callable[[], int | None]) -> int | None:
+    with raising_on_sigterm():
+        return main()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Every gap between versions of third parties, in one place, each with its reason.
 
-:func:`apply` makes the mends; the tools call it, no room calls it at import. A mend is made only
+:func:`apply` makes the mends; the tools call it, no package calls it at import. A mend is made only
 where its gap exists, touches the narrowest name that closes it, and may be made again and again.
 """
 
@@ -126,6 +126,32 @@ def load_sem_seg(
 
     with PathManager.open(os.fspath(filename), "rb") as stream, Image.open(stream) as image:
         return np.array(image, dtype=dtype)
+
+
+def set_group_timeout(seconds: float, group: Any = None) -> None:
+    """Set how long the next collective calls of a process group wait; torch before 2.15 hides it.
+
+    Args:
+        seconds: more than 0.
+        group: of ``torch.distributed``; None is the one of all processes.
+    """
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=seconds), group)
+
+
+def rendezvous_store() -> Any:
+    """The key-value store at which the processes of the job met; torch has no public name for it.
+
+    Raises:
+        ValueError: there is no process group.
+    """
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
 
 
 class _NumpyWithFloat(ModuleType):

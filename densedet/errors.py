@@ -8,6 +8,8 @@ with code 2.
 class DensedetError(Exception):
     """Base class: the input is wrong, and the message says what to change."""
 
+    exit_code = 2  # of a tool that ends with it
+
 
 class ConfigError(DensedetError, ValueError):
     """A config, an override or a command line does not fit."""
@@ -35,3 +37,7 @@ class OutputError(DensedetError, OSError):
 
 class InstallationError(DensedetError, RuntimeError):
     """A dependency is missing or does not fit."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; no error, so that nothing that handles errors goes on after it."""

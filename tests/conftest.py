@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 # Read by OpenMP when it is loaded, so before torch is; child processes inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+PATIENCE = 900  # seconds that a process may take; also on a machine with a load of 20
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,6 +79,59 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``subprocess.run``, captured as text; no process is left behind, whatever happens."""
+
+    def run(
+        command: Sequence[Any], patience: float = PATIENCE, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with _ending(subprocess.Popen(command, **pipes, **options)) as process:
+            out, err = process.communicate(timeout=patience)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """As ``subprocess.Popen``; the test ends it, with all that it started."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: Sequence[Any], **options: Any) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(command, text=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with _ending(process):
+            pass
+
+
+@contextmanager
+def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """End a process and all that it started; torchrun's workers are sessions of their own."""
+    try:
+        yield process
+    finally:
+        for pid in [process.pid, *_descendants(process.pid)] if process.poll() is None else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:  # grows meanwhile
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 import gc
 import json
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
+from densedet.cli import exit_code
 from densedet.clip import convert, tiny
 from densedet.data import (
     register_coco_format,
@@ -215,6 +220,56 @@ def test_a_tool(
     tool = load_script("tools/make_class_lists.py")
     first = tmp_path / next(iter(tool.render_class_lists()))
     check((first, lambda: tool.main(["--out", str(tmp_path)])), tmp_path, full_disk, LIMIT)
+
+
+@pytest.mark.parametrize("limit", [0, 500, 1500, 2500, 6000, 12_000])
+def test_a_training(
+    limit: int,
+    load_script: Callable[[str], ModuleType],
+    full_disk: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Wherever the disk ends: one line, code 2, no pickle, nothing cut but logs."""
+    tool = load_script("tools/lazyconfig_train_net.py")
+    config = Path(__file__).parent / "engine/configs/tiny_plain.py"
+    options = ["train.hooks=[]", f"dataloader.register.0.root={tmp_path}/data"]
+    draw = load_script("tests/engine/configs/tiny_data.py").draw
+    (tmp_path / "data").mkdir()
+    for number in range(12):
+        draw(str(tmp_path / "data"), number)
+    options.append(f"train.output_dir={tmp_path}/out")
+    full_disk(limit)
+    with keeping_process():
+        code = exit_code(lambda: tool.main(["--config-file", str(config), *options]))
+        gc.collect()
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1, said.err
+    assert f"error: {tmp_path}/out/" in errors[0] and "cannot be written: File too" in errors[0]
+    assert "Traceback" not in said.err + said.out
+    assert said.err.count("log.txt ends here") <= 1
+    whole = {"config.yaml", "last_checkpoint", "log.txt", "metrics.json", "results.json"}
+    for file in (tmp_path / "out").iterdir():
+        assert file.name in whole or file.suffix == ".pth" or file.name.startswith("events."), file
+        if file.suffix == ".pth":
+            torch.load(file, weights_only=True)
+        if file.name == "config.yaml":
+            assert LazyConfig.load(str(file)).train.output_dir == f"{tmp_path}/out"
+
+
+@contextmanager
+def keeping_process() -> Iterator[None]:
+    """Leave loggers, threads and the hook of threads as they were."""
+    threads, hook = torch.get_num_threads(), threading.excepthook
+    logs = [logging.getLogger(name) for name in ("densedet", "detectron2", "fvcore")]
+    before = [(log, log.level, log.propagate, list(log.handlers)) for log in logs]
+    yield
+    torch.set_num_threads(threads)
+    threading.excepthook = hook
+    for log, level, propagate, handlers in before:
+        log.setLevel(level)
+        log.propagate, log.handlers[:] = propagate, handlers
 
 
 @pytest.mark.parametrize("write", [write_torch_file, write_safetensors])

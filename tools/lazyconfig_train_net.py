@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        timeout=options.seconds("evaluation"),
     )
     return 0
 

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed in seeds:
         own = folder / f"seed_{seed}"
         print(f"seed {seed}: {own}", flush=True)
-        settings = [f"train.seed={seed}", f"train.output_dir='{own}'"]
+        settings = [f"train.seed={seed}", f"train.output_dir={own}"]
         program = [sys.executable, str(TRAIN), "--config-file", args.config_file, "--resume"]
         command = [*program, *overrides, *settings]
         results.append(run_seed(command, own, args.config_file, overrides))

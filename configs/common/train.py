@@ -5,7 +5,7 @@ train = dict(
     # weights to start from or to evaluate: .pth or .safetensors, strict; "" = as the model is built
     init_checkpoint="",
     max_iter=90000,
-    # "fp32"; "bf16" (autocast, any device); "fp16" (autocast and loss scaling, CUDA only)
+    # "fp32"; "bf16" (autocast, any device); "fp16" (autocast and loss scaling, CUDA or CPU)
     precision="fp32",
     # arguments of torch.amp.GradScaler for fp16; dynamic=False keeps init_scale as it is
     grad_scaler=dict(dynamic=True),
@@ -23,4 +23,6 @@ train = dict(
     seed=0,
     num_threads=None,  # CPU threads of torch; None: torch's choice
     hooks=[],  # more detectron2.engine.HookBase, as L(...)(...)
+    # seconds that a process waits for the others, before it says which one does not answer
+    timeout=dict(steps=600.0, evaluation=1800.0),
 )

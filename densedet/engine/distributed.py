@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
+from densedet import compat
 from densedet.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,18 @@ def distribute(model: nn.Module, device: torch.device, options: Mapping[str, Any
     if device.type != "cuda":
         kwargs["device_ids"] = None  # gloo; Detectron2 would pass the local rank
     return create_ddp_model(model, **kwargs)
+
+
+def set_timeout(seconds: float) -> None:
+    """Let the processes wait so long for each other from now on; one process waits for nobody.
+
+    To be called by all processes: on CUDA the first call makes the group of Detectron2 that
+    exchanges objects.
+    """
+    if comm.get_world_size() == 1:
+        return
+    for group in {comm._get_global_gloo_group(), torch.distributed.group.WORLD}:
+        compat.set_group_timeout(seconds, group)
 
 
 def check_sync_norm(model: nn.Module, device: torch.device, world_size: int) -> None:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +12,9 @@ import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
+
+from densedet.engine.distributed import set_timeout
+from densedet.engine.options import TrainOptions
 
 
 @runtime_checkable
@@ -62,9 +65,29 @@ class EvalHook(hooks.EvalHook):
     """Evaluate every ``eval_period`` iterations and after the last one, but not after a failure.
 
     Detectron2's hook also runs when the *last* iteration raises.
+
+    Args:
+        eval_period, eval_function: As of Detectron2's hook.
+        options: Say how long the processes wait for each other, in a step and in an evaluation,
+            where rank 0 may have to score alone.
     """
 
     _finished = False
+
+    def __init__(
+        self, eval_period: int, eval_function: Callable[[], Any], options: TrainOptions
+    ) -> None:
+        super().__init__(eval_period, eval_function)
+        self._options = options
+
+    def before_train(self) -> None:
+        """Have the processes wait as long as a step may take."""
+        set_timeout(self._options.seconds("steps"))
+
+    def _do_eval(self) -> None:
+        set_timeout(self._options.seconds("evaluation"))
+        super()._do_eval()
+        set_timeout(self._options.seconds("steps"))
 
     def after_step(self) -> None:
         """Evaluate if it is time."""
@@ -98,13 +121,23 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         super().__init__(checkpointer, period, **kwargs)
         self.results = results
 
+    def after_step(self) -> None:
+        """Save if it is time: rank 0 does, with what the other processes have to be remembered."""
+        if self._due(self.trainer.iter):
+            self.trainer.gather_numbers()
+        if comm.is_main_process():
+            super().after_step()
+
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Export and save if it is time."""
-        last = self.max_iter is not None and iteration >= self.max_iter - 1
-        if (iteration + 1) % self.period == 0 or last:
+        if self._due(iteration):
             for hook in self.results:
                 hook.export(self.checkpointer.model, Path(self.checkpointer.save_dir))
         super().step(iteration, **kwargs)
+
+    def _due(self, iteration: int) -> bool:
+        last = self.max_iter is not None and iteration >= self.max_iter - 1
+        return last or (iteration + 1) % self.period == 0
 
     def before_train(self) -> None:
         """Find the earlier checkpoints of a training that is resumed."""

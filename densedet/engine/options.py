@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -65,10 +65,14 @@ _CHECKS: Mapping[str, _Check] = {
         lambda value: isinstance(value, Sequence) and not isinstance(value, str),
         "give a list of L(...)(...)",
     ),
+    "timeout": _instance(Mapping, "give a dict like {steps: 600, evaluation: 1800}"),
 }
+_SECONDS = _number(lambda value: 0 < value < math.inf, "give seconds > 0")
+_TIMEOUT = {"steps": 600.0, "evaluation": 1800.0}
 # the arguments of Detectron2's PeriodicCheckpointer and of torch's clip_grad_norm_, behind the one
 # that is needed
-_PARTS: Mapping[str, tuple[str, Mapping[str, _Check]]] = {
+_PARTS: Mapping[str, tuple[str | None, Mapping[str, _Check]]] = {
+    "timeout": (None, {"steps": _SECONDS, "evaluation": _SECONDS}),
     "checkpointer": (
         "period",
         {
@@ -102,7 +106,7 @@ class TrainOptions:
     """
 
     output_dir: str
-    init_checkpoint: str
+    init_checkpoint: str | None
     max_iter: int
     precision: str
     grad_scaler: Mapping[str, Any]
@@ -116,18 +120,24 @@ class TrainOptions:
     seed: int
     num_threads: int | None
     hooks: list[Any]
+    # seconds that a process waits for the others; configs saved by older versions have none
+    timeout: Mapping[str, float] = field(default_factory=lambda: dict(_TIMEOUT))
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             _require(name, getattr(self, name), check)
         for name, (needed, checks) in _PARTS.items():
             part = getattr(self, name)
-            for key in () if part is None else (needed, *part):
+            for key in () if part is None else (*filter(None, [needed]), *part):
                 if key not in checks:
                     raise ConfigError(
                         f"train.{name}.{key} is unknown; there is {', '.join(checks)}"
                     )
                 _require(f"{name}.{key}", part.get(key), checks[key])
+
+    def seconds(self, part: str) -> float:
+        """How long a process waits for the others in the "steps" or in the "evaluation"."""
+        return float({**_TIMEOUT, **self.timeout}[part])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,11 +159,11 @@ def train_options(cfg: DictConfig) -> TrainOptions:
         close = difflib.get_close_matches(unknown[0], names, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"there is {', '.join(names)}"
         raise ConfigError(f"train.{unknown[0]} is unknown; {hint}")
-    missing = [name for name in names if name not in cfg.train]
+    missing = [name for name in names if name not in cfg.train and name != "timeout"]
     if missing:
         raise ConfigError(f"train.{missing[0]} is missing; start from configs/common/train.py")
     try:
-        values = {name: cfg.train[name] for name in names}
+        values = {name: cfg.train[name] for name in names if name in cfg.train}
         values = {
             name: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value) and name != "hooks"

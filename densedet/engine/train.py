@@ -14,22 +14,22 @@ import copy
 import logging
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from densedet import compat
 from densedet.engine.checkpoint import Checkpointer
 from densedet.engine.config import build, load_config
-from densedet.engine.distributed import distribute, synchronise_batch_norm
+from densedet.engine.distributed import distribute, set_timeout, synchronise_batch_norm
 from densedet.engine.hooks import (
     EvalHook,
     PeriodicCheckpointer,
@@ -38,8 +38,11 @@ from densedet.engine.hooks import (
     seed_everything,
 )
 from densedet.engine.launch import use_device
+from densedet.engine.logs import log_end, setup_logging
 from densedet.engine.options import TrainOptions, train_options
+from densedet.engine.ranks import watching
 from densedet.engine.schedule import PolyFloor
+from densedet.engine.targets import calls
 from densedet.engine.testing import (
     check_test_vocabularies,
     data_sets,
@@ -50,7 +53,8 @@ from densedet.engine.testing import (
 from densedet.engine.trainer import Trainer, check_precision
 from densedet.engine.vocabulary_check import check_vocabulary
 from densedet.engine.writers import build_writers
-from densedet.errors import ConfigError
+from densedet.errors import ConfigError, DensedetError, Terminated
+from densedet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +66,16 @@ def run(config_file: str, overrides: list[str], eval_only: bool, resume: bool) -
     output_dir = train_options(cfg).output_dir
     prepare_output_dir(output_dir)
     setup_logging(output_dir)
-    if eval_only:
-        evaluate(cfg, resume=resume)
-    else:
-        train(cfg, resume=resume)
+    try:
+        with watching(output_dir):
+            (evaluate if eval_only else train)(cfg, resume=resume)
+    except DensedetError as error:
+        log_end(error)
+        raise
+    except Terminated as error:
+        said = Terminated(str(error) or ("" if eval_only else _how_to_go_on(output_dir)))
+        log_end(said)
+        raise said from None
 
 
 def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
@@ -154,22 +164,15 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
         path = checkpointer.get_checkpoint_file()
     if not path:
         logger.warning("No checkpoint (train.init_checkpoint): evaluating the model as it is built")
-    checkpointer.load(path, checkpointables=[])
+    checkpointer.load(path or "", checkpointables=[])
     return do_test(cfg, model, _build_own_hooks(options))
 
 
-def setup_logging(output_dir: str) -> None:
-    """Log densedet, Detectron2 and fvcore to the console (rank 0) and ``{output_dir}/log.txt``.
-
-    For the tools: the library itself only logs. A second call replaces the handlers of the first.
-    """
-    forget = getattr(setup_logger, "cache_clear", None)  # it ignores a call with known arguments
-    if forget is not None:
-        forget()
-    for name in ("densedet", "detectron2", "fvcore"):
-        for handler in list(logging.getLogger(name).handlers):
-            logging.getLogger(name).removeHandler(handler)
-        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+def _how_to_go_on(folder: str) -> str:
+    file = Path(folder, "last_checkpoint")
+    if not file.is_file():
+        return "there is no checkpoint yet"
+    return f"--resume goes on from {file.read_text(encoding='utf-8').strip()}"
 
 
 def prepare_output_dir(path: str) -> None:
@@ -192,16 +195,35 @@ def _prepare(cfg: DictConfig, options: TrainOptions) -> torch.device:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     seed_everything(options.seed)
+    set_timeout(options.seconds("evaluation"))
     register_data_sets(cfg)
     return device
 
 
 def _save_config(cfg: DictConfig, folder: str) -> None:
+    """Write ``config.yaml``, as Detectron2's ``LazyConfig.save`` has it, but whole and no pickle.
+
+    Raises:
+        ConfigError: an interpolation leads nowhere.
+        OutputError: the file cannot be written.
+    """
     try:
-        LazyConfig.save(cfg, os.path.join(folder, "config.yaml"))
+        OmegaConf.resolve(copy.deepcopy(cfg))
     except OmegaConfBaseException as error:
         text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ConfigError(f"the config cannot be resolved: {text}") from error
+    try:
+        named = copy.deepcopy(cfg)
+        for _, node in calls(named):
+            if callable(node._target_):
+                node._target_ = _convert_target_to_string(node._target_)
+        text = OmegaConf.to_yaml(named)
+    except (AttributeError, TypeError, ValueError) as error:
+        logger.warning(
+            "config.yaml is not written: YAML cannot hold what the config has: %s", error
+        )
+        return
+    write_text(Path(folder) / "config.yaml", text)
 
 
 def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
@@ -259,14 +281,18 @@ def _build_hooks(
         SeedEveryStep(options.seed),
         _LearningRate(build(cfg.lr_multiplier, "lr_multiplier")),
         *own_hooks,
+        PeriodicCheckpointer(
+            checkpointer,
+            results=[hook for hook in own_hooks if isinstance(hook, ResultWeights)],
+            **options.checkpointer,
+        ),
     ]
-    if comm.is_main_process():
-        exported = [hook for hook in own_hooks if isinstance(hook, ResultWeights)]
-        built.append(PeriodicCheckpointer(checkpointer, results=exported, **options.checkpointer))
-    return [*built, EvalHook(options.eval_period, test)]
+    return [*built, EvalHook(options.eval_period, test, options)]
 
 
-def _load_start(checkpointer: Checkpointer, trainer: Trainer, weights: str, resume: bool) -> int:
+def _load_start(
+    checkpointer: Checkpointer, trainer: Trainer, weights: str | None, resume: bool
+) -> int:
     """Load the weights to start from; return the first iteration."""
     if comm.is_main_process():
         checkpointer.clean()
@@ -282,7 +308,7 @@ def _load_start(checkpointer: Checkpointer, trainer: Trainer, weights: str, resu
             "on from the last one use --resume",
             checkpointer.save_dir,
         )
-    checkpointer.load(weights, checkpointables=[])
+    checkpointer.load(weights or "", checkpointables=[])
     return 0
 
 

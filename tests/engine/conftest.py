@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def load_tiny(overrides: list[str]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_tool(run_process: Callable[..., Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run tools/lazyconfig_train_net.py on a tiny config; nproc > 0 uses torchrun."""
 
     def run(
@@ -44,9 +45,33 @@ def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         command += [str(ROOT / "tools" / "lazyconfig_train_net.py")]
         command += ["--config-file", str(CONFIGS / f"tiny_{name}.py"), *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return run_process(command, env=environment)
 
     return run
+
+
+@pytest.fixture
+def start_rank(start_process: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Start the tool on a tiny config as one of two ranks, without torchrun, which would end the
+    others; its stderr goes to ``{tmp_path}/rank{rank}.txt``."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+
+    def start(rank: int, name: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "tools/lazyconfig_train_net.py"), "--config-file"]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **place, **env}
+        with open(tmp_path / f"rank{rank}.txt", "w") as said:
+            return start_process(
+                [*command, str(CONFIGS / f"tiny_{name}.py"), *arguments],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+
+    return start
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,8 @@ def test_both_ranks_evaluate_and_one_writes(trained):
     results = json.loads((folder / "out/results.json").read_text())
     assert results["tiny"]["images"] == 12
     assert (folder / "out/log.txt.rank1").exists()
+    checkpoint = torch.load(folder / "out/model_0000003.pth", weights_only=True)
+    assert checkpoint["trainer"]["numbers"] == [{"calls": 4}, {"calls": 4}], "of both ranks"
 
 
 def test_eval_only_under_torchrun_equals_one_process(trained, run_tool):

@@ -59,6 +59,9 @@ def test_train_options_equal_the_keys_of_the_common_config():
             {"clip_grad": {"max_norm": 1.0, "norm_type": "two"}},
             "train.clip_grad.norm_type='two': give a number or inf",
         ),
+        ({"timeout": 5}, "train.timeout=5: give a dict like {steps: 600, evaluation: 1800}"),
+        ({"timeout": {"step": 5}}, "train.timeout.step is unknown; there is steps, evaluation"),
+        ({"timeout": {"steps": 0}}, "train.timeout.steps=0: give seconds > 0"),
         ({"checkpointer": 5}, "train.checkpointer=5: give a dict like {period: 5000, "),
         ({"checkpointer": None}, "train.checkpointer=None: give a dict like {period: 5000, "),
         ({"checkpointer": {}}, "train.checkpointer.period=None: give a number >= 1"),
@@ -99,6 +102,14 @@ def test_train_options_are_checked(change, message):
 def test_what_is_allowed(change):
     options = changed(change)
     assert {key: getattr(options, key) for key in change} == change
+
+
+def test_timeouts():
+    assert changed({"timeout": {"steps": 5}}).seconds("steps") == 5
+    assert changed({"timeout": {"steps": 5}}).seconds("evaluation") == 1800
+    old = load_config("configs/common/train.py")
+    del old.train["timeout"]  # a config saved by an older version
+    assert train_options(old).seconds("steps") == 600
 
 
 def test_a_missing_option_is_named():

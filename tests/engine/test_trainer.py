@@ -10,7 +10,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densedet.engine.train import train
-from densedet.engine.trainer import NonFiniteLossError, Trainer
+from densedet.engine.trainer import (
+    MAX_SKIPPED,
+    NonFiniteLossError,
+    Trainer,
+    check_precision,
+)
 from densedet.errors import ConfigError, DensedetError
 
 CPU = torch.device("cpu")
@@ -51,8 +56,7 @@ def test_clipping_limits_the_global_norm(clip, expected):
     clip = clip and {k: float(v) for k, v in clip.items()}
     model, latest = _step([1.0, 1.0], clip_grad=clip)
     assert (model.a.item(), model.b.item()) == pytest.approx(expected, rel=1e-5)
-    if clip:
-        assert latest["grad_norm"][0] == pytest.approx(4.0 if "inf" in str(clip) else 5.0)
+    assert latest["grad_norm"][0] == pytest.approx(4.0 if "inf" in str(clip) else 5.0)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move():
@@ -66,7 +70,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move():
     assert model.a.grad is None
 
 
-def test_gradients_that_are_not_finite_stop_too():
+@pytest.mark.parametrize("clip", [None, {"max_norm": 1}])
+def test_gradients_that_are_not_finite_stop_too(clip):
     class Root(nn.Module):
         def __init__(self):
             super().__init__()
@@ -77,7 +82,7 @@ def test_gradients_that_are_not_finite_stop_too():
 
     model = Root()
     trainer = Trainer(
-        model, [0], torch.optim.SGD(model.parameters(), 1.0), device=CPU, clip_grad={"max_norm": 1}
+        model, [0], torch.optim.SGD(model.parameters(), 1.0), device=CPU, clip_grad=clip
     )
     with EventStorage() as trainer.storage, pytest.raises(NonFiniteLossError, match="norm of the"):
         trainer.run_step()
@@ -108,9 +113,11 @@ def test_a_diverging_rcnn_says_when_and_what_its_losses_were(load_tiny):
     assert all(math.isfinite(float(value)) for value in losses.values())
 
 
-def test_fp16_on_the_cpu_is_refused(load_tiny):
-    with pytest.raises(ConfigError, match="fp16 needs CUDA, the device is cpu; use bf16 or fp32"):
-        train(load_tiny("plain", "train.precision=fp16"))
+def test_fp16_without_loss_scaling_is_refused():
+    with pytest.raises(
+        ConfigError, match="fp16 needs CUDA or the CPU, the device is mps; use bf16"
+    ):
+        check_precision(torch.device("mps"), torch.float16)
 
 
 @pytest.mark.parametrize("name", ["plain", "rcnn"])
@@ -123,6 +130,48 @@ def test_bf16_trains_on_the_cpu(tmp_path, load_tiny, name):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     state = torch.load(tmp_path / "out/model_final.pth", weights_only=True)["model"]
     assert {v.dtype for v in state.values()} == {torch.float32}
+
+
+SCALE = {"static": "{dynamic: false, init_scale: 1e30}", "dynamic": "{init_scale: 1e30}"}
+
+
+@pytest.mark.parametrize("scale", SCALE)
+def test_fp16_that_skips_every_step_says_so_and_ends(tmp_path, load_tiny, caplog, scale):
+    """A static scale of 1e30 skipped all of 60 steps, and the training ended as if it had learnt;
+    a dynamic one is not below 65504, the largest fp16, before the 84th step."""
+    more = ["train.precision=fp16", "train.max_iter=60", "train.checkpointer.period=10"]
+    cfg = load_tiny("plain", *more, f"train.grad_scaler={SCALE[scale]}")
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(cfg)
+    message = str(caught.value)
+    assert message.startswith(f"iteration {MAX_SKIPPED - 1}: the last 20 steps were skipped")
+    assert "loss scale 1e+30" in message or scale == "dynamic"
+    assert "lower train.grad_scaler.init_scale" in message and "\n" not in message
+    said = [r for r in caplog.records if "step skipped" in r.message]
+    assert [r.levelname for r in said] == ["WARNING"]  # the others are told at the level INFO
+    assert re.search(
+        r"norm of the gradients is (nan|inf) at the loss scale 1e\+30", said[0].message
+    )
+    kept = torch.load(tmp_path / "out/model_0000009.pth", weights_only=True)
+    assert kept["trainer"]["skipped"] == [10, 10]
+    lines = (tmp_path / "out/metrics.json").read_text().splitlines()
+    assert [json.loads(t)["skipped_steps"] for t in lines] == list(range(1, MAX_SKIPPED + 1))
+
+
+def test_fp16_settles_and_learns_on_the_cpu_too(tmp_path, load_tiny, caplog):
+    more = ["train.precision=fp16", "train.max_iter=30", "dataloader.train.shuffle=False"]
+    caplog.set_level("INFO", logger="densedet")
+    train(load_tiny("plain", *more, "train.grad_scaler={init_scale: 1e8}"))
+    lines = (tmp_path / "out/metrics.json").read_text().splitlines()
+    records = [json.loads(t) for t in lines if "total_loss" in t]
+    skipped = records[-1]["skipped_steps"]
+    said = [r for r in caplog.records if "step skipped" in r.message]
+    assert 0 < skipped < MAX_SKIPPED and len(said) == skipped
+    assert sum(r.levelname == "WARNING" for r in said) == 1
+    losses = [r["total_loss"] for r in records]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert all(math.isfinite(r["grad_norm"]) for r in records if "grad_norm" in r)
+    assert "grad_norm" in records[-1]
 
 
 def test_autocast_reaches_the_model():

@@ -2,7 +2,6 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -244,7 +243,7 @@ with open(f"{sys.argv[2]}{rank}", "w") as file:
 """
 
 
-def test_two_processes_count_every_region_once(tmp_path):
+def test_two_processes_count_every_region_once(run_process, tmp_path):
     generator = torch.Generator().manual_seed(0)
     kinds = ["thing"] * 7 + ["stuff"] * 5
     vocabulary = Vocabulary(tuple(Category(f"c{i}", kind=k) for i, k in enumerate(kinds)))
@@ -259,7 +258,7 @@ def test_two_processes_count_every_region_once(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / name) for name in ("worker.py", "data.pt", "result")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_process(command, env=environment)
 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 images came from several processes" in done.stderr

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -266,7 +265,7 @@ with open(f"{folder}/result{rank}", "w") as file:
 """
 
 
-def test_two_processes_equal_one(make_data, tmp_path):
+def test_two_processes_equal_one(run_process, make_data, tmp_path):
     rng = np.random.default_rng(0)
     truths = rng.integers(0, 4, (5, 8, 9))
     predictions = rng.integers(0, 4, (5, 8, 9))
@@ -276,7 +275,7 @@ def test_two_processes_equal_one(make_data, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "worker.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_process(command, env=environment)
 
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "result1").read_text()) == {}

@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 
 from densedet.cli import exit_code
-from tools import analyze_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "projects/denseclip/configs/ade20k_rn50_denseclip.py"
 
 
-def run(capsys, *arguments):
+def run(analyze_model, capsys, *arguments):
     assert analyze_model.main(["--config-file", CONFIG, *arguments]) == 0
     return capsys.readouterr().out.splitlines()
 
 
-def test_table_and_json(tmp_path, capsys):
+def test_table_and_json(analyze_model, tmp_path, capsys):
     file = tmp_path / "deep" / "size.json"
-    header, *lines = run(capsys, "--json", str(file))
+    header, *lines = run(analyze_model, capsys, "--json", str(file))
     assert header.split() == ["part", "params", "(M)", "GFLOPs", "at", "1024x1024"]
     assert [line.split()[0] for line in lines] == [
         *("backbone", "guidance", "neck", "head"),
@@ -39,9 +38,9 @@ def test_table_and_json(tmp_path, capsys):
     assert sum(part["flops"] for part in parts) == content["flops"]
 
 
-def test_markdown_without_flops(tmp_path, capsys):
+def test_markdown_without_flops(analyze_model, tmp_path, capsys):
     file = tmp_path / "size.json"
-    lines = run(capsys, "--params-only", "--markdown", "--json", str(file))
+    lines = run(analyze_model, capsys, "--params-only", "--markdown", "--json", str(file))
     assert lines[:2] == ["| part | params (M) | GFLOPs |", "| --- | --- | --- |"]
     assert lines[2] == "| backbone | 38.741 | - |"
     content = json.loads(file.read_text())
@@ -49,7 +48,7 @@ def test_markdown_without_flops(tmp_path, capsys):
     assert content["params_without_text"] == pytest.approx(50.25e6, abs=0.02e6)
 
 
-def test_text_for_every_image(capsys):
+def test_text_for_every_image(analyze_model, capsys):
     """Its cost is a part, and the line of the kept text has parameters alone."""
     assert analyze_model.main(["--config-file", "projects/icpc/configs/quickstart.py"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -59,9 +58,15 @@ def test_text_for_every_image(capsys):
     assert float(lines[-1][4]) > 0 and lines[-1][5] == "-"
 
 
-def test_size_and_overrides(capsys):
+def test_size_and_overrides(analyze_model, capsys):
     *_, total, _text = run(
-        capsys, "--size", "512", "512", "model.sem_seg_head.conv_dims=128", "clip.grid=7"
+        analyze_model,
+        capsys,
+        "--size",
+        "512",
+        "512",
+        "model.sem_seg_head.conv_dims=128",
+        "clip.grid=7",
     )
     # head: 7 convolutions, 4 of them from 256 channels, their norms, and the classifier
     head = 4 * 256 * 128 * 9 + 3 * 128 * 128 * 9 + 7 * 256 + 128 * 150 + 150
@@ -79,7 +84,9 @@ def test_size_and_overrides(capsys):
         (["--config-file", "projects/clipself/configs/quickstart.py"], "CLIPSelf is no segmentor"),
     ],
 )
-def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
+def test_wrong_use_is_one_line_and_writes_nothing(
+    analyze_model, tmp_path, capsys, arguments, message
+):
     extra = ["--json", str(tmp_path / "out.json")]
     assert exit_code(lambda: analyze_model.main([*arguments, *extra])) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -13,7 +13,6 @@ from densedet.engine.config import build, load_config
 from densedet.export import make_part, select_detections
 from densedet.saved_model import open_model, save_model
 from densedet.vocabulary import Vocabulary
-from tools import export_model
 
 ZERO_SHOT = "projects/panoptic_fpn/configs/quickstart_zero_shot.py"
 DETECTOR = "projects/fvit/configs/quickstart.py"
@@ -31,7 +30,7 @@ def arguments(config, output, *more, words=WORDS):
     return [str(argument) for argument in named]
 
 
-def test_a_semantic_model_as_onnx(tmp_path, capsys):
+def test_a_semantic_model_as_onnx(export_model, tmp_path, capsys):
     file = tmp_path / "deep" / "stars.onnx"
     options = ("--part", "semantic", "--format", "onnx", "--size", 40, 48)
     assert export_model.main(arguments(ZERO_SHOT, file, *options)) == 0
@@ -51,7 +50,7 @@ def test_a_semantic_model_as_onnx(tmp_path, capsys):
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_trained_detector_as_a_program(tmp_path):
+def test_a_trained_detector_as_a_program(export_model, tmp_path):
     torch.manual_seed(0)
     model = build(load_config(DETECTOR).model, "model").eval()
     Checkpointer(model, str(tmp_path)).save("weights")
@@ -74,7 +73,7 @@ def test_a_trained_detector_as_a_program(tmp_path):
     torch.testing.assert_close(program(image[None])[0], boxes, rtol=1e-4, atol=1e-4)
 
 
-def test_what_comes_after_the_part_is_named(tmp_path, capsys):
+def test_what_comes_after_the_part_is_named(export_model, tmp_path, capsys):
     config, changes = PANOPTIC, [f"train.output_dir={tmp_path}", *MASK_ENSEMBLE]
     torch.manual_seed(0)
     model = build(load_config(config, changes).model, "model")
@@ -92,7 +91,7 @@ def test_what_comes_after_the_part_is_named(tmp_path, capsys):
     assert json.loads(extra["metadata.json"])["settings"]["left_out"] == ["mask_ensemble"]
 
 
-def test_a_saved_model_is_given_as_its_folder(tmp_path, capsys):
+def test_a_saved_model_is_given_as_its_folder(export_model, tmp_path, capsys):
     """Its config alone is not checked, and it is what it was saved as."""
     folder = save_model(open_model("quickstart-zero-shot"), tmp_path / "saved")
     marker = tmp_path / "ran"
@@ -129,7 +128,9 @@ def test_a_saved_model_is_given_as_its_folder(tmp_path, capsys):
         ("projects/clipself/configs/quickstart.py", "a.pt2", (), "the config needs 'model'"),
     ],
 )
-def test_wrong_use_is_one_line(tmp_path, capsys, monkeypatch, config, name, options, message):
+def test_wrong_use_is_one_line(
+    export_model, tmp_path, capsys, monkeypatch, config, name, options, message
+):
     output = tmp_path / name
     overrides = [f"train.output_dir={tmp_path}"] if config == DETECTOR else []
     argv = arguments(config, output, *options, *overrides)
@@ -139,7 +140,7 @@ def test_wrong_use_is_one_line(tmp_path, capsys, monkeypatch, config, name, opti
     assert not output.exists()
 
 
-def test_a_vocabulary_is_needed(capsys):
+def test_a_vocabulary_is_needed(export_model, capsys):
     argv = ["--config-file", ZERO_SHOT, "--output", "a.pt2"]
     assert exit_code(lambda: export_model.main(argv)) == 2
     assert "--vocabulary" in capsys.readouterr().err

@@ -65,7 +65,8 @@ def test_wrong_use_is_one_line_and_code_2(tool, tmp_path, arguments, message):
 
 
 def test_num_gpus_under_torchrun(tool, monkeypatch):
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+    places = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"} | places).items():
         monkeypatch.setenv(name, value)
     code, err = tool("--num-gpus", "2")
     assert (code, err.startswith("error: under torchrun leave out --num-gpus")) == (2, True)

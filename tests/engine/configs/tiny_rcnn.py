@@ -1,6 +1,8 @@
 # A Faster R-CNN of Detectron2's parts: anchors and proposals are sampled at random in training.
 import os
 import signal
+import sys
+import time
 
 from detectron2.config import LazyCall as L
 from detectron2.engine import HookBase
@@ -43,11 +45,16 @@ class TinyBackbone(Backbone):
 
 
 class KillYourself(HookBase):
-    """SIGKILL in the middle of the step that the environment names."""
+    """SIGKILL, or no answer, in the middle of the step that the environment names."""
 
     def after_backward(self):
         if os.environ.get("TINY_KILL_AT") == str(self.trainer.iter):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_step(self):
+        if os.environ.get("TINY_HANG_AT") == str(self.trainer.iter):
+            print("hangs", file=sys.stderr, flush=True)
+            time.sleep(3600)
 
 
 model = L(GeneralizedRCNN)(
