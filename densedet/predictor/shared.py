@@ -120,8 +120,7 @@ class SharedModel:
         self, images: Sequence[PreparedImage], vocabulary: Vocabulary
     ) -> list[Prediction]:
         outputs = self.model([image.record for image in images])
-        probabilities = getattr(self.model, "tta", None) is not None
-        return [Prediction.of(output, vocabulary, probabilities) for output in outputs]
+        return [Prediction.of(output, vocabulary) for output in outputs]
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
