@@ -9,6 +9,7 @@ Examples:
     python tools/benchmark.py guidance --threads 1
     python tools/benchmark.py text --threads 1
     python tools/benchmark.py evaluate --threads 1
+    python tools/benchmark.py segment --threads 1
 """
 
 import argparse
@@ -35,6 +36,7 @@ from densedet.benchmark.machine import Settings, describe, machine_line
 from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
 from densedet.benchmark.pictures import HEIGHT, WIDTH
 from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
+from densedet.benchmark.segment import CLASSES, SegmentSizes, run_segment, segment_rows
 from densedet.benchmark.text import TextJob, run_text, text_rows
 from densedet.benchmark.timing import SIDES, format_table
 from densedet.benchmark.training import DistillJob
@@ -153,6 +155,20 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome(results, rows, note)
 
 
+def segment(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Classes of pixels; the references make scores of all classes at all pixels."""
+    sizes = SegmentSizes(tuple(args.classes), args.height, args.width)
+    result = run_segment(settings, sizes)
+    differences = [found["largest_difference"] for found in result.values()]
+    labels = sum(found["different_labels"] or 0 for found in result.values())
+    largest = max((value for value in differences if value is not None), default=None)
+    note = (
+        f"{sizes.height}x{sizes.width} pixels; other labels than of full: {labels} pixels; largest "
+        f"difference of a probability {'not measured' if largest is None else f'{largest:.1e}'}"
+    )
+    return Outcome({"segment": result}, segment_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -204,6 +220,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics", nargs="+", choices=METRICS, default=METRICS, help="default: all three"
     )
     sixth.add_argument("--images", type=int, help="of each; default: 100 for panoptic, else 200")
+    seventh = _command(commands, segment, repeats=3, compiled=None)
+    seventh.add_argument(
+        "--classes", nargs="+", type=int, default=CLASSES, metavar="K", help="default: %(default)s"
+    )
+    seventh.add_argument("--height", type=int, default=480, help="of the image, pixels")
+    seventh.add_argument("--width", type=int, default=640, help="of the image, pixels")
     return parser
 
 

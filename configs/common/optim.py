@@ -20,7 +20,7 @@ AdamW = L(torch.optim.AdamW)(
     betas=(0.9, 0.999),
     weight_decay=0.1,
 )
-# torch's Muon on the weight matrices of the blocks, AdamW on the rest
+# Muon on the weight matrices of the blocks, AdamW on the rest
 MuonAdamW = L(MuonAdamWOptimizer)(
     params=L(muon_parameters)(blocks="resblocks", weight_decay_1d=None),
     lr=1e-3,

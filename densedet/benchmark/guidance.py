@@ -87,7 +87,7 @@ def run_guidance(job: GuidanceJob) -> dict[str, Any]:
             if recompute:
                 text.train().eval()  # training mode drops the embeddings
             with settings.autocast():
-                logits.append(model([{"image": image}])[0]["sem_seg"])
+                logits.append(model([{"image": image}])[0]["sem_seg"].full())
         return logits
 
     sides = {"ours": lambda: evaluate(False), "reference": lambda: evaluate(True)}

@@ -9,6 +9,7 @@ import torch
 from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from torch import nn
 
+from densedet.engine.muon import Muon
 from densedet.errors import ConfigError
 
 
@@ -129,7 +130,7 @@ def muon_parameters(model: nn.Module, blocks: str, **options: Any) -> list[dict[
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """``torch.optim.Muon`` for the matrices of transformer blocks and ``AdamW`` for the rest.
+    """:class:`~densedet.engine.muon.Muon` for the matrices of blocks and ``AdamW`` for the rest.
 
     Args:
         params: groups; those with ``muon=True`` (:func:`muon_parameters`) are Muon's.
@@ -138,8 +139,6 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: of both, where a group has no other.
         betas: of AdamW.
         muon_momentum: of Muon.
-
-    Muon is described by Jordan et al. (2024); torch's implementation is used.
     """
 
     def __init__(
@@ -155,9 +154,7 @@ class MuonAdamW(torch.optim.Optimizer):
         rest = [group for group in params if not group.get("muon")]
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self._parts.append(
-                torch.optim.Muon(matrices, muon_lr, weight_decay, momentum=muon_momentum)
-            )
+            self._parts.append(Muon(matrices, muon_lr, weight_decay, momentum=muon_momentum))
         if rest:
             beta1, beta2 = betas
             self._parts.append(

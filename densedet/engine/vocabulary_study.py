@@ -40,6 +40,7 @@ from densedet.engine.vocabulary_curves import (
 from densedet.engine.vocabulary_settings import Setting, Studies, find_ensemble, plan
 from densedet.errors import ConfigError
 from densedet.evaluation.results import write_results
+from densedet.modeling.pixel_scores import PixelScores, as_scores
 from densedet.modeling.roi_heads import ScoreEnsemble
 from densedet.vocabulary import Vocabulary
 
@@ -103,9 +104,7 @@ class WithoutDistractors(DatasetEvaluator):
             instances = kept["instances"]
             kept["instances"] = instances[instances.pred_classes < self.num_classes]
         if "sem_seg" in kept:
-            scores: Tensor = kept["sem_seg"]
-            lost = scores.argmax(dim=0) >= self.num_classes
-            kept["sem_seg"] = scores[: self.num_classes].masked_fill(lost, float("nan"))
+            kept["sem_seg"] = _FirstClasses(as_scores(kept["sem_seg"]), self.num_classes)
         if "panoptic_seg" in kept:
             ids, segments = kept["panoptic_seg"]
             void = [s["id"] for s in segments if s["category_id"] >= self.num_classes]
@@ -113,6 +112,21 @@ class WithoutDistractors(DatasetEvaluator):
             lost = torch.isin(ids, ids.new_tensor(void))
             kept["panoptic_seg"] = ids.masked_fill(lost, 0), segments
         return kept
+
+
+class _FirstClasses(PixelScores):
+    """The scores of the first K classes; NaN where another one is the best."""
+
+    def __init__(self, source: PixelScores, count: int) -> None:
+        self._first = source.classes < count
+        super().__init__(source.classes[self._first], count, source.size, source.probabilities)
+        self._source = source
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        """As `PixelScores.block`."""
+        block = self._source.block(rows, columns)
+        lost = ~self._first[block.argmax(dim=-1, keepdim=True)]
+        return block[..., self._first].masked_fill(lost, float("nan"))
 
 
 def run_studies(

@@ -16,6 +16,7 @@ from densedet.errors import ConfigError, DatasetError
 from densedet.evaluation.evaluator import OpenVocabularyEvaluator, check_complete
 from densedet.evaluation.semantic_iou import MeanOver, count_confusion, semantic_figures
 from densedet.files import atomic_path, writing
+from densedet.modeling.pixel_scores import PixelScores, StoredScores
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,10 @@ logger = logging.getLogger(__name__)
 class OpenVocabularySemanticEvaluator(OpenVocabularyEvaluator):
     """IoU of semantic segmentation over seen, unseen and all classes of the data set's vocabulary.
 
-    An output has "sem_seg": scores [K, H, W], of which the highest counts (a pixel with a NaN has
-    no class), or a map of class indices [H, W], with the data set's ignored label where there is no
-    class; H and W are those of the label map. A pixel without class is wrong. An image that a
+    An output has "sem_seg": scores [K, H, W], `PixelScores` or a tensor, of which the highest
+    counts (a pixel with a NaN has no class), or a map of class indices [H, W], with the data set's
+    ignored label where there is no class; H and W are those of the label map. A pixel without class
+    is wrong. An image that a
     process gets twice counts once.
 
     :meth:`evaluate` returns ``{"sem_seg": ...}`` with the figures of
@@ -98,21 +100,25 @@ class OpenVocabularySemanticEvaluator(OpenVocabularyEvaluator):
                     f"image {image} is not of the data set {self.dataset_name!r}; evaluate it on "
                     "the one it was loaded from"
                 )
-            prediction = self._predicted_classes(torch.as_tensor(output["sem_seg"]), image)
+            prediction = self._predicted_classes(output["sem_seg"], image)
             self._confusion += self._count(self._label_maps[image], prediction)
             self._images.add(image)
 
-    def _predicted_classes(self, sem_seg: torch.Tensor, image: str) -> np.ndarray:
+    def _predicted_classes(self, sem_seg: Any, image: str) -> np.ndarray:
         """The class of each pixel, K where there is none: [H, W] int64."""
         count = len(self.vocabulary)
-        if sem_seg.ndim == 3 and len(sem_seg) == count:
-            best = sem_seg.max(dim=0)
-            return best.indices.masked_fill(best.values.isnan(), count).cpu().numpy()
-        if sem_seg.ndim != 2 or sem_seg.is_floating_point():
+        if not isinstance(sem_seg, PixelScores):
+            sem_seg = torch.as_tensor(sem_seg)
+            if sem_seg.ndim == 3 and len(sem_seg) == count:
+                sem_seg = StoredScores(sem_seg)
+        if isinstance(sem_seg, PixelScores) and sem_seg.count == count:
+            classes, values = sem_seg.max()
+            return classes.masked_fill(values.isnan(), count).cpu().numpy()
+        if isinstance(sem_seg, PixelScores) or sem_seg.ndim != 2 or sem_seg.is_floating_point():
             raise ConfigError(
-                f"the model's sem_seg for {image} is {sem_seg.dtype} of the shape "
-                f"{list(sem_seg.shape)}; {self.dataset_name} has {count} classes: give the model "
-                f"its vocabulary, for scores [{count}, H, W] or a map of integers [H, W]"
+                f"the model's sem_seg for {image} is {getattr(sem_seg, 'dtype', 'scores')} of the "
+                f"shape {list(sem_seg.shape)}; {self.dataset_name} has {count} classes: give the "
+                f"model its vocabulary, for scores [{count}, H, W] or a map of integers [H, W]"
             )
         ids = sem_seg.cpu().numpy().astype(np.int64)
         nothing = ids == self.ignore_label

@@ -6,6 +6,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 from torch import Tensor
 
+from densedet.modeling.pixel_scores import PixelScores
 from densedet.modeling.roi_heads import CosineClassifier, ScoreEnsemble
 from densedet.regions import pool_masks
 
@@ -62,26 +63,48 @@ class MaskEnsemble(ScoreEnsemble):
         return torch.where(cells.flatten(1).any(dim=1), scores, instances.scores)
 
     def reclassify(
-        self, logits: Tensor, dense: Tensor, stride: float, classifier: CosineClassifier
-    ) -> Tensor:
+        self, scores: PixelScores, dense: Tensor, stride: float, classifier: CosineClassifier
+    ) -> PixelScores:
         """Ensemble a semantic map, region by region: the pixels that one class wins are a region.
 
         Args:
-            logits: (K, H, W), of one image without padding.
+            scores: logits [K, H, W], of one image without padding.
             dense: (D, h, w), the dense map of the image; its cells cover the H x W pixels.
             stride: pixels per cell of it.
             classifier: has the K classes.
 
         Returns:
-            (K, H, W) log-probabilities, up to a constant of each pixel.
+            [K, H, W] log-probabilities, up to a constant of each pixel.
         """
-        winners, region = logits.argmax(dim=0).unique(return_inverse=True)
-        masks = (region == torch.arange(len(winners), device=region.device)[:, None, None]).float()
-        grid = (dense.shape[1], dense.shape[2])
-        cells = F.adaptive_avg_pool2d(_pad_to_cells(masks, grid, stride), grid)
-        log_q, exponents = self._dense_part(pool_masks(dense[None], [cells]), classifier)
-        mixed = (exponents * log_q)[region].movedim(-1, 0)
-        return (1 - exponents)[:, None, None] * logits.log_softmax(dim=0) + mixed
+        winners, region = scores.argmax().unique(return_inverse=True)
+        cells = [
+            _share_of_cells(region == row, (dense.shape[1], dense.shape[2]), stride)
+            for row in range(len(winners))
+        ]
+        pooled = pool_masks(dense[None], [torch.stack(cells)])
+        log_q, exponents = self._dense_part(pooled, classifier)
+        return _Reclassified(scores, region, log_q, exponents)
+
+
+class _Reclassified(PixelScores):
+    """Logits mixed with log-probabilities [R, K] of the region [H, W] that a pixel belongs to."""
+
+    def __init__(
+        self, source: PixelScores, region: Tensor, log_q: Tensor, exponents: Tensor
+    ) -> None:
+        super().__init__(source.classes, source.count, source.size)
+        self._source, self._region = source, region
+        self._mixed, self._kept = exponents * log_q, 1 - exponents
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        """As `PixelScores.block`."""
+        log_p = self._source.block(rows, columns).log_softmax(dim=-1)
+        return log_p.mul_(self._kept).add_(self._mixed[self._region[rows, columns]])
+
+
+def _share_of_cells(mask: Tensor, grid: tuple[int, int], stride: float) -> Tensor:
+    """How much of each cell (h, w) of a map a mask (H, W) covers."""
+    return F.adaptive_avg_pool2d(_pad_to_cells(mask[None].float(), grid, stride), grid)[0]
 
 
 def _pad_to_cells(masks: Tensor, grid: tuple[int, int], stride: float) -> Tensor:

@@ -4,11 +4,16 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from densedet.errors import ConfigError
+from densedet.modeling.pixel_scores import Interpolated, Part, bilinear_matrix
 
 Side = int | tuple[int, int]
+Predict = Callable[[Tensor], tuple[Tensor, tuple[int, int]]]
+"""Images ``[1, C, H, W]`` to logits ``[1, K, h, w]`` and the height and width, in pixels, that they
+cover: those of the images, or more at the right and the bottom."""
 
 
 def windows(size: tuple[int, int], window: Side, stride: Side) -> list[tuple[int, int, int, int]]:
@@ -36,41 +41,58 @@ def windows(size: tuple[int, int], window: Side, stride: Side) -> list[tuple[int
 
 
 def slide(
-    images: Tensor,
-    predict: Callable[[Tensor], Tensor],
-    window: Side | None,
-    stride: Side | None,
-) -> Tensor:
-    """The mean of the logits of all windows at every pixel.
+    image: Tensor, predict: Predict, window: Side | None, stride: Side | None, divisor: int = 1
+) -> Interpolated:
+    """The mean of the logits of all windows at every pixel, computed when it is asked for.
 
     Logits, not probabilities, are averaged (DenseCLIP, arXiv 2112.01518, as published).
 
     Args:
-        images: ``[B, C, H, W]``.
-        predict: a part ``[B, C, h, w]`` to logits ``[B, K, h, w]``; h and w are those of the
-            window, or less along an axis where the image is smaller.
-        window: its side, or (height, width), pixels; None for whole images.
+        image: ``[C, H, W]``.
+        predict: gives the logits of a part of the image, which has the size of the window, or less
+            along an axis where the image is smaller.
+        window: its side, or (height, width), pixels; None for the whole image.
         stride: from window to window, likewise.
-
-    Returns:
-        ``[B, K, H, W]`` fp32.
+        divisor: the parts are padded with 0 at the right and the bottom to multiples of this.
 
     Raises:
         ConfigError: see `windows`.
     """
-    if window is None or stride is None:
-        return predict(images).float()
-    height, width = images.shape[-2:]
-    total: Tensor | None = None
-    count = torch.zeros(height, width, device=images.device)
-    for top, left, bottom, right in windows((height, width), window, stride):
-        logits = predict(images[..., top:bottom, left:right]).float()
-        if total is None:
-            total = logits.new_zeros(*logits.shape[:2], height, width)
-        total[..., top:bottom, left:right] += logits
-        count[top:bottom, left:right] += 1
-    assert total is not None
-    return total / count
+    size = (image.shape[-2], image.shape[-1])
+    places = [(0, 0, *size)]
+    if window is not None and stride is not None:
+        places = windows(size, window, stride)
+    rows = _AxisWeights(size[0], {(top, bottom) for top, _, bottom, _ in places}, image.device)
+    columns = _AxisWeights(size[1], {(left, right) for _, left, _, right in places}, image.device)
+    parts = []
+    for top, left, bottom, right in places:
+        logits, extent = predict(_padded(image[:, top:bottom, left:right], divisor)[None])
+        cells = logits[0].detach().float().movedim(0, -1).contiguous()
+        height, width = cells.shape[:2]
+        part_rows = rows.matrix(top, bottom, height, extent[0])
+        parts.append(Part(cells, part_rows, columns.matrix(left, right, width, extent[1])))
+    count = parts[0].logits.shape[-1]
+    return Interpolated(parts, torch.arange(count, device=image.device), count)
+
+
+class _AxisWeights:
+    """How the pixels along an axis are made of the cells of windows, which are averaged."""
+
+    def __init__(self, size: int, spans: set[tuple[int, int]], device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.count = torch.zeros(size)
+        for start, stop in spans:
+            self.count[start:stop] += 1
+        self._known: dict[tuple[int, int, int, int], Tensor] = {}
+
+    def matrix(self, start: int, stop: int, cells: int, extent: int) -> Tensor:
+        """[size, cells] of a window whose cells cover ``extent`` pixels from ``start`` on."""
+        key = (start, stop, cells, extent)
+        if key not in self._known:
+            weights = torch.zeros(self.size, cells)
+            weights[start:stop] = bilinear_matrix(cells, extent, weights.device)[: stop - start]
+            self._known[key] = (weights / self.count[:, None]).to(self.device)
+        return self._known[key]
 
 
 def check_windows(window: Side, stride: Side) -> None:
@@ -99,3 +121,8 @@ def _intervals(size: int, window: int, stride: int) -> list[tuple[int, int]]:
     count = max(0, math.ceil((size - window) / stride)) + 1
     ends = [min(i * stride + window, size) for i in range(count)]
     return [(max(end - window, 0), end) for end in ends]
+
+
+def _padded(image: Tensor, divisor: int) -> Tensor:
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % divisor, 0, -height % divisor))

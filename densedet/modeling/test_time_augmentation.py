@@ -8,9 +8,10 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from densedet.errors import ConfigError
+from densedet.modeling.pixel_scores import MeanProbabilities, PixelScores
 from densedet.modeling.resizing import fit_size
 
-Segment = Callable[[Tensor], Tensor]
+Segment = Callable[[Tensor], PixelScores]
 """An image ``[3, h, w]`` to logits ``[K, H, W]`` at the size of the result."""
 
 
@@ -48,8 +49,8 @@ class SemanticTTA:
                 "scale, and positive numbers"
             )
 
-    def __call__(self, segment: Segment, record: dict[str, Any]) -> Tensor:
-        """Mean probabilities of one picture.
+    def __call__(self, segment: Segment, record: dict[str, Any]) -> PixelScores:
+        """Mean probabilities of one image.
 
         Args:
             segment: the model; its logits have the size of the picture.
@@ -82,17 +83,15 @@ class SemanticTTA:
         return torch.as_tensor(pixels.transpose(2, 0, 1).copy())
 
 
-def mean_probabilities(segment: Segment, images: Iterable[Tensor], flip: bool) -> Tensor:
-    """Mean softmax ``[K, H, W]`` over images ``[3, h, w]`` and, with ``flip``, their mirrors.
+def mean_probabilities(segment: Segment, images: Iterable[Tensor], flip: bool) -> MeanProbabilities:
+    """Mean softmax over images ``[3, h, w]`` and, with ``flip``, their mirror images.
 
     The result of a mirror image is mirrored back.
     """
-    total, count = torch.tensor(0.0), 0
+    views: list[PixelScores] = []
+    mirrored: list[bool] = []
     for image in images:
-        views = [segment(image)]
-        if flip:
-            views.append(segment(image.flip(-1)).flip(-1))
-        for logits in views:
-            total = total.to(logits) + logits.softmax(dim=0)
-        count += len(views)
-    return total / count
+        for mirror in (False, True) if flip else (False,):
+            views.append(segment(image.flip(-1) if mirror else image))
+            mirrored.append(mirror)
+    return MeanProbabilities(views, mirrored)

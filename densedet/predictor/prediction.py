@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from densedet.modeling.pixel_scores import as_scores
 from densedet.vocabulary import Vocabulary
 
 Task = Literal["panoptic", "instance", "semantic"]
@@ -43,23 +44,19 @@ class Prediction:
     segments: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def of(
-        cls, outputs: dict[str, Any], vocabulary: Vocabulary, probabilities: bool = False
-    ) -> "Prediction":
+    def of(cls, outputs: dict[str, Any], vocabulary: Vocabulary) -> "Prediction":
         """From what a Detectron2 model in evaluation says of one image.
 
         Args:
-            outputs: "instances", "sem_seg" or "panoptic_seg", as Detectron2 has them.
+            outputs: "instances", "sem_seg" (`PixelScores`, or a tensor of logits) or
+                "panoptic_seg", as Detectron2 has them.
             vocabulary: that the model was asked for.
-            probabilities: whether "sem_seg" are probabilities, and not logits.
         """
         instances, scores = outputs.get("instances"), outputs.get("sem_seg")
         panoptic, segments = outputs.get("panoptic_seg", (None, ()))
         semantic = confidence = None
         if scores is not None:
-            chances = scores if probabilities else scores.softmax(dim=0)
-            confidence = chances.amax(dim=0).float().cpu()
-            semantic = scores.argmax(dim=0).cpu()
+            semantic, confidence = (found.cpu() for found in as_scores(scores).best())
         return cls(
             vocabulary=vocabulary,
             instances=None if instances is None else instances.to("cpu"),

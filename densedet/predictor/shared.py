@@ -144,8 +144,7 @@ class SharedModel:
     ) -> list[Prediction]:
         """In the pixels of the images, however large; what is not wanted is never so large."""
         outputs = self.model([image.record for image in images])
-        probabilities = getattr(self.model, "tta", None) is not None
-        found = [Prediction.of(output, vocabulary, probabilities) for output in outputs]
+        found = [Prediction.of(output, vocabulary) for output in outputs]
         if task is not None:
             found = [prediction.telling(task) for prediction in found]
         if above:

@@ -10,6 +10,7 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from densedet.engine.config import build, load_config
+from densedet.engine.muon import Muon
 from densedet.engine.optim import MuonAdamW, get_parameters, muon_parameters
 from densedet.engine.schedule import ClipCosine, PolyFloor, warmup_schedule
 from densedet.errors import ConfigError
@@ -394,7 +395,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
     rest = [p for p in expected.parameters() if all(p is not m for m in matrices)]
     decayed = [{"params": [p], "weight_decay": 0.2 if p.ndim > 1 else 0.0} for p in rest]
     parts = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.2, momentum=0.95),
+        Muon(matrices, lr=0.02, weight_decay=0.2, momentum=0.95),
         torch.optim.AdamW(decayed, lr=0.1),
     ]
     for _ in range(3):

@@ -24,6 +24,7 @@ from densedet.engine.config import build, load_config
 from densedet.engine.vocabulary_settings import Studies
 from densedet.engine.vocabulary_study import WithoutDistractors, run_studies, write_studies
 from densedet.errors import CheckpointError, ConfigError, VocabularyError
+from densedet.modeling.pixel_scores import StoredScores
 from densedet.modeling.roi_heads import ScoreEnsemble
 from densedet.vocabulary import Category, Vocabulary
 from densedet.weights import weights_digest
@@ -220,7 +221,7 @@ def test_only_what_was_won_by_a_distractor_is_taken_away():
     ]
     instances = Instances((1, 5), pred_classes=torch.tensor([3, 1, 2, 0]), scores=torch.arange(4.0))
     output = {
-        "sem_seg": scores.clone(),
+        "sem_seg": StoredScores(scores.clone()),
         "panoptic_seg": (ids.clone(), list(segments)),
         "instances": instances,
         "other": "kept",
@@ -231,13 +232,13 @@ def test_only_what_was_won_by_a_distractor_is_taken_away():
     assert inputs == ["in"] and kept["other"] == "kept" and kept.keys() == output.keys()
     nan = float("nan")
     expected = torch.tensor([[[5, nan, nan]], [[2, nan, nan]]])
-    torch.testing.assert_close(kept["sem_seg"], expected, equal_nan=True)
+    torch.testing.assert_close(kept["sem_seg"].full(), expected, equal_nan=True)
     assert kept["panoptic_seg"][0].tolist() == [[0, 3, 3, 0, 0]]
     assert kept["panoptic_seg"][1] == [segments[1]]
     assert kept["instances"].pred_classes.tolist() == [1, 0]
     assert kept["instances"].scores.tolist() == [1, 3]
     # the model's own output is as it was
-    torch.testing.assert_close(output["sem_seg"], scores, equal_nan=True)
+    torch.testing.assert_close(output["sem_seg"].full(), scores, equal_nan=True)
     assert torch.equal(output["panoptic_seg"][0], ids) and len(output["instances"]) == 4
 
 

@@ -81,7 +81,7 @@ def test_zero_shot_logits_are_those_of_the_model(make_model, words, pictures):
     model.set_vocabulary(words)
     images = pictures(2, 40, 64)
     (logits,) = make_part(model, "semantic")(images)
-    expected = torch.stack([x["sem_seg"] for x in outputs_of(model, images)])
+    expected = torch.stack([x["sem_seg"].full() for x in outputs_of(model, images)])
     assert logits.shape == (2, 3, 40, 64)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -93,7 +93,7 @@ def test_denseclip_logits_are_those_of_the_model(make_model, words, pictures, so
         model.set_vocabulary(words)
     images = pictures(2, 160, 160)  # one window
     (logits,) = make_part(model, "semantic")(images)
-    expected = torch.stack([x["sem_seg"] for x in outputs_of(model, images)])
+    expected = torch.stack([x["sem_seg"].full() for x in outputs_of(model, images)])
     assert logits.shape == (2, 3 if source == "scores" else 70, 160, 160)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -104,7 +104,9 @@ def test_panoptic_models_have_both_parts(make_model, pictures):
     side = 4 * semantic.multiple
     images = pictures(1, side, side)
     (expected,) = outputs_of(model, images)
-    torch.testing.assert_close(semantic(images)[0][0], expected["sem_seg"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        semantic(images)[0][0], expected["sem_seg"].full(), rtol=1e-4, atol=1e-4
+    )
     detector = make_part(model, "detector", (side, side))
     things = [i for i, kind in enumerate(model.vocabulary.kinds) if kind == "thing"]
     assert detector.vocabulary.labels == tuple(model.vocabulary.labels[i] for i in things)
@@ -117,14 +119,14 @@ def test_the_mask_ensemble_is_left_out(make_model, pictures, kind):
     model = make_model("panoptic", *MASK_ENSEMBLE)
     images = pictures(1, 160, 160)
     part = make_part(model, kind, (160, 160))
-    mixed = outputs_of(model, images)[0]
+    mixed = outputs_of(model, images)[0]["sem_seg"].full()
     model.mask_ensemble = None
-    plain = outputs_of(model, images)[0]
+    plain = outputs_of(model, images)[0]["sem_seg"].full()
     without = make_part(model, kind, (160, 160))
-    assert (mixed["sem_seg"] - plain["sem_seg"]).abs().max() > 0.1
+    assert (mixed - plain).abs().max() > 0.1
     assert all(torch.equal(a, b) for a, b in zip(part(images), without(images), strict=True))
     if kind == "semantic":
-        torch.testing.assert_close(part(images)[0][0], plain["sem_seg"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(part(images)[0][0], plain, rtol=1e-4, atol=1e-4)
     assert part.settings()["left_out"] == ["mask_ensemble"]
     assert without.settings()["left_out"] == []
 
@@ -140,7 +142,7 @@ def test_a_panoptic_model_that_pads_to_squares(make_model, pictures):
     images = pictures(1, 128, 160)
     padded = model.pixel_mean.expand(1, 3, 192, 192).clone()
     padded[..., :128, :160] = images
-    expected = outputs_of(model, images)[0]["sem_seg"]
+    expected = outputs_of(model, images)[0]["sem_seg"].full()
     found = part(padded)[0][0, :, :128, :160]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -160,7 +162,7 @@ def test_a_segmentor_pads_no_pictures_to_squares(make_model, words, pictures):
     ).eval()
     images = pictures(2, 128, 160)
     part = make_part(model, "semantic", (128, 160))
-    expected = torch.stack([x["sem_seg"] for x in outputs_of(model, images)])
+    expected = torch.stack([x["sem_seg"].full() for x in outputs_of(model, images)])
     torch.testing.assert_close(part(images)[0], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -37,6 +37,7 @@ from densedet.modeling.roi_heads import (
     StridePooler,
 )
 from densedet.modeling.rpn import NormRPNHead
+from densedet.modeling.sliding_window import windows
 from densedet.vocabulary import Vocabulary
 
 EMBED = 24
@@ -313,3 +314,20 @@ def train_step():
         return losses
 
     return step
+
+
+@pytest.fixture
+def slide_by_hand() -> Callable[..., Tensor]:
+    """The mean of the logits [B, K, H, W] of all windows, each at the size of its pixels."""
+
+    def slide(images: Tensor, predict: Callable[[Tensor], Tensor], side: int, step: int) -> Tensor:
+        total, count = torch.tensor(0.0), torch.zeros(images.shape[-2:])
+        for top, left, bottom, right in windows(tuple(images.shape[-2:]), side, step):
+            rows, columns = slice(top, bottom), slice(left, right)
+            logits = predict(images[..., rows, columns])
+            total = total if total.ndim else logits.new_zeros(*logits.shape[:2], *count.shape)
+            total[..., rows, columns] += logits
+            count[rows, columns] += 1
+        return total / count
+
+    return slide

@@ -213,7 +213,7 @@ def segmentor_outputs(model: Any, images: Tensor, class_tokens: int) -> dict[str
     embedded, guided = model.guided.trunk(images), model.guided.guide(images)
     levels = model.backbone(images)
     model.window, window = max(images.shape[2:]), model.window  # the whole image in one window
-    full = model([{"image": images[0]}])[0]["sem_seg"][None]
+    full = model([{"image": images[0]}])[0]["sem_seg"].full()[None]
     model.window = window
     return {
         "token_ids": F.pad(text.tokens, (0, class_tokens - text.tokens.shape[1])),

@@ -405,7 +405,7 @@ def test_a_training_step(segmentor: Any, mode: str, iteration: int, without_grad
     sum(losses.values()).backward()
     assert without_gradient(model) == []
     with torch.no_grad():
-        result = model.eval()(records[:1])[0]["sem_seg"]
+        result = model.eval()(records[:1])[0]["sem_seg"].full()
     assert result.shape == (3, 64, 64) and result.isfinite().all()
 
 
@@ -417,13 +417,13 @@ def test_windows_are_averaged(segmentor: Any, mode: str, source: str) -> None:
     model = segmentor(mode).eval()
     model.predict_from = source
     image = torch.randint(0, 256, (3, 90, 130), generator=torch.Generator().manual_seed(1))
-    result = model([{"image": image.byte()}])[0]["sem_seg"]
+    result = model([{"image": image.byte()}])[0]["sem_seg"].full()
     total, count = torch.zeros(3, 90, 130), torch.zeros(90, 130)
     parts = windows((90, 130), 64, 43)
     assert len(parts) == 6
     for top, left, bottom, right in parts:
         part = image[:, top:bottom, left:right].byte()
-        total[:, top:bottom, left:right] += model([{"image": part}])[0]["sem_seg"]
+        total[:, top:bottom, left:right] += model([{"image": part}])[0]["sem_seg"].full()
         count[top:bottom, left:right] += 1
     torch.testing.assert_close(result, total / count, rtol=1e-5, atol=1e-5)
 

@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances
 
 from densedet.clip import ClassEmbeddings
 from densedet.modeling.mask_ensemble import MaskEnsemble
+from densedet.modeling.pixel_scores import StoredScores
 from densedet.modeling.roi_heads import CosineClassifier
 
 STRIDE = 8
@@ -100,7 +101,8 @@ def test_regions_of_a_semantic_map(classifier, dense):
     """Pixels of one winner share the mean of the cells, weighted by how much they cover."""
     logits = torch.randn(3, 21, 30, generator=torch.Generator().manual_seed(4))
     logits[2] -= 10  # wins nowhere
-    found = MaskEnsemble(0.25, 0.75, 10.0).reclassify(logits, dense, STRIDE, classifier)
+    ensemble = MaskEnsemble(0.25, 0.75, 10.0)
+    found = ensemble.reclassify(StoredScores(logits), dense, STRIDE, classifier).full()
     assert found.shape == (3, 21, 30)
     cells, p = dense.double().numpy(), logits.double().softmax(0).numpy()
     winners = p.argmax(axis=0)
@@ -117,7 +119,7 @@ def test_regions_of_a_semantic_map(classifier, dense):
 def test_exponents_of_zero_change_nothing(classifier, dense):
     ensemble = MaskEnsemble(0.0, 0.0, 10.0)
     logits = torch.randn(3, 24, 32, generator=torch.Generator().manual_seed(4))
-    found = ensemble.reclassify(logits, dense, STRIDE, classifier)
+    found = ensemble.reclassify(StoredScores(logits), dense, STRIDE, classifier).full()
     torch.testing.assert_close(found, logits.log_softmax(0))
     one = detections([[0, 0, 16, 16]], [torch.ones(28, 28)], [0], [0.7])
     scores = ensemble.rescore(one, dense, STRIDE, classifier)
@@ -127,7 +129,8 @@ def test_exponents_of_zero_change_nothing(classifier, dense):
 def test_an_exponent_of_one_leaves_the_decision_to_the_dense_map(classifier, dense):
     logits = torch.zeros(3, 24, 32)
     logits[0, :8], logits[1, 8:] = 5.0, 5.0
-    found = MaskEnsemble(1.0, 1.0, 10.0).reclassify(logits, dense, STRIDE, classifier)
+    ensemble = MaskEnsemble(1.0, 1.0, 10.0)
+    found = ensemble.reclassify(StoredScores(logits), dense, STRIDE, classifier).full()
     for rows, cells in ((slice(0, 8), dense[:, :1]), (slice(8, 24), dense[:, 1:])):
         expected = dense_probabilities(cells.mean(dim=(1, 2)).numpy()).argmax()
         assert found[:, rows].argmax(dim=0).unique().tolist() == [expected]

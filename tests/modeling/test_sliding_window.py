@@ -52,28 +52,57 @@ def test_gaps_are_refused(window: Any, stride: Any) -> None:
 def test_constant_logits_come_back(size: tuple[int, int]) -> None:
     constant = torch.tensor([1.5, -2.0, 0.25])
 
-    def predict(part: Tensor) -> Tensor:
-        return constant[None, :, None, None].expand(len(part), -1, *part.shape[-2:])
+    def predict(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        assert part.shape[-2] % 8 == part.shape[-1] % 8 == 0
+        cells = constant[None, :, None, None].expand(1, -1, part.shape[-2] // 4, 3)
+        return cells, (part.shape[-2], part.shape[-1])
 
-    logits = slide(torch.zeros(2, 3, *size), predict, 16, 11)
-    assert logits.shape == (2, 3, *size)
-    assert torch.allclose(logits, constant[None, :, None, None].expand(logits.shape))
+    logits = slide(torch.zeros(3, *size), predict, 16, 11, divisor=8).full()
+    assert logits.shape == (3, *size)
+    assert torch.allclose(logits, constant[:, None, None].expand(logits.shape))
 
 
 def test_overlaps_are_averaged() -> None:
     number = iter([1.0, 4.0, 10.0])
 
-    def predict(part: Tensor) -> Tensor:
-        return torch.full((1, 1, *part.shape[-2:]), next(number))
+    def predict(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return torch.full((1, 1, 1, 1), next(number)), (part.shape[-2], part.shape[-1])
 
     # columns 0..3, 3..6, 4..7
-    logits = slide(torch.zeros(1, 3, 2, 8), predict, 4, 3)
-    assert logits[0, 0, 0].tolist() == [1, 1, 1, 2.5, 7, 7, 7, 10]
+    logits = slide(torch.zeros(3, 2, 8), predict, 4, 3).full()
+    assert logits[0, 0].tolist() == [1, 1, 1, 2.5, 7, 7, 7, 10]
 
 
-def toy(x: Tensor) -> Tensor:
+@pytest.mark.parametrize("size", [(21, 50), (12, 33)])
+@pytest.mark.parametrize("output", [(40, 31), (21, 50)])
+def test_windows_of_low_resolution_against_a_computation_by_hand(
+    slide_by_hand: Any, size: tuple[int, int], output: tuple[int, int]
+) -> None:
+    """A map of one cell for 4 x 4 pixels, padded, and the mean resized at the end."""
+    image = torch.randn(5, *size, generator=torch.Generator().manual_seed(0))
+
+    def cells(part: Tensor) -> Tensor:
+        height, width = part.shape[-2:]
+        return F.avg_pool2d(F.pad(part, (0, -width % 4, 0, -height % 4)), 4)
+
+    def predict(part: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return cells(part), (part.shape[-2], part.shape[-1])
+
+    def by_hand(part: Tensor) -> Tensor:
+        small = cells(part)
+        large = F.interpolate(small, scale_factor=4, mode="bilinear", align_corners=False)
+        return large[..., : part.shape[-2], : part.shape[-1]]
+
+    found = slide(image, predict, 16, 9, divisor=4).resized(output).full()
+    expected = slide_by_hand(image[None], by_hand, 16, 9)
+    expected = F.interpolate(expected, output, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def toy(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """The toy network of the reference vectors: not equivariant to anything."""
-    return torch.stack([x[:, 0], x[:, 1].flip(-1), x[:, 2].flip(-2), x.mean(dim=1)], dim=1)
+    logits = torch.stack([x[:, 0], x[:, 1].flip(-1), x[:, 2].flip(-2), x.mean(dim=1)], dim=1)
+    return logits, (x.shape[-2], x.shape[-1])
 
 
 @pytest.fixture
@@ -93,22 +122,12 @@ def test_reference(golden: dict[str, Any]) -> None:
     assert cases
     for case in cases:
         name = case["name"]
-        image = torch.from_numpy(golden[f"{name}/image"])
-        assert list(image.shape) == case["size"]
-        logits = slide(image, toy, tuple(case["crop"]), tuple(case["stride"]))
-        assert close(logits, golden[f"{name}/logits"])
-        resized = F.interpolate(logits, case["ori"], mode="bilinear", align_corners=False)
-        assert close(resized, golden[f"{name}/logits_rescaled"])
-        assert close(resized.softmax(dim=1), golden[f"{name}/prob"])
-
-
-def test_windows_of_a_batch_see_their_own_images() -> None:
-    seen: list[tuple[int, ...]] = []
-    images = torch.arange(2 * 3 * 5 * 6.0).reshape(2, 3, 5, 6)
-
-    def predict(part: Tensor) -> Tensor:
-        seen.append(tuple(part.shape))
-        return part
-
-    assert torch.equal(slide(images, predict, 4, 2), images)
-    assert seen == [(2, 3, 4, 4)] * 4
+        images = torch.from_numpy(golden[f"{name}/image"])
+        assert list(images.shape) == case["size"]
+        for row, image in enumerate(images):
+            scores = slide(image, toy, tuple(case["crop"]), tuple(case["stride"]))
+            assert close(scores.full(), golden[f"{name}/logits"][row])
+            resized = scores.resized(tuple(case["ori"]))
+            assert close(resized.full(), golden[f"{name}/logits_rescaled"][row])
+            assert close(resized.full().softmax(dim=0), golden[f"{name}/prob"][row])
+            assert close(resized.best()[1], golden[f"{name}/prob"][row].max(axis=0))

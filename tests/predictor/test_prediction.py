@@ -5,6 +5,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from densedet.errors import VocabularyError
+from densedet.modeling.pixel_scores import StoredScores
 from densedet.predictor import NONE, NONE_LABEL, Prediction
 from densedet.vocabulary import Vocabulary
 
@@ -115,8 +116,8 @@ def test_two_predictions_are_never_equal():
 
 
 def test_probabilities_are_taken_as_they_are():
-    chances = {"sem_seg": semantic()["sem_seg"].softmax(dim=0)}
-    found = Prediction.of(chances, WORDS, probabilities=True)
+    chances = StoredScores(semantic()["sem_seg"].softmax(dim=0), probabilities=True)
+    found = Prediction.of({"sem_seg": chances}, WORDS)
     assert found.confidence[0].tolist() == pytest.approx([0.9, 0.4])
 
 

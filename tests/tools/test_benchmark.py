@@ -27,6 +27,7 @@ SMALL = {
     "text": ["--model", "densedet-tiny", "--batch", "1"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
     "evaluate": ["--images", "3"],
+    "segment": ["--classes", "3", "20", "--height", "40", "--width", "50"],
 }
 
 
@@ -72,6 +73,14 @@ def check_guidance(found):
 def check_text(found):
     assert 0 < found["macs_ratio"] <= 0.4 and found["time_ratio"] > 0
     assert found["largest_difference"] <= 0.1 * found["largest_embedding"]
+
+
+def check_segment(found):
+    assert found.keys() == {"3", "20"}
+    for sizes in found.values():
+        assert sizes["ratio_full"] > 0 and sizes["ratio_einsum"] > 0
+        assert sizes["peak_mib"] >= 0 and sizes["full_peak_mib"] >= 0
+        assert sizes["different_labels"] == 0 and sizes["largest_difference"] < 1e-5
 
 
 def check_evaluation(found):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from densedet.modeling.backbone import DENSE_FEATURE
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch.rcnn import OpenVocabularyRCNN
 from densedet.modeling.open_vocabulary_sem_seg_head import OpenVocabularySegmentationHead
+from densedet.modeling.pixel_scores import PixelScores, enlarged
 from densedet.vocabulary import Vocabulary
 
 _WITHOUT = {"thing": "ZeroShotSegmentor", "stuff": "OpenVocabularyRCNN"}
@@ -93,8 +94,8 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
                 the image.
 
         Returns:
-            A dict of scalars; or for each image "sem_seg" ``[K, height, width]`` (logits; with
-            ``mask_ensemble`` log-probabilities), "instances" and "panoptic_seg" as of
+            A dict of scalars; or for each image "sem_seg", `PixelScores` ``[K, height, width]``
+            (logits; with ``mask_ensemble`` log-probabilities), "instances" and "panoptic_seg" as of
             `PanopticFPN`.
         """
         if self.training:
@@ -115,11 +116,14 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         self._embed_vocabulary()
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        maps, _ = self.sem_seg_head(features)
+        logits = self.sem_seg_head.layers(features)
         proposals, _ = self.proposal_generator(images, features)
         instances, _ = self.roi_heads(images, features, proposals)
-        sizes = images.image_sizes
-        maps = [x[:, :height, :width] for x, (height, width) in zip(maps, sizes, strict=True)]
+        stride = self.sem_seg_head.common_stride
+        maps: list[PixelScores] = [
+            enlarged(image, stride, size)
+            for image, size in zip(logits, images.image_sizes, strict=True)
+        ]
         if self.mask_ensemble is not None:
             maps = self._ensemble(self.mask_ensemble, features[DENSE_FEATURE], maps, instances)
         for found in instances:
@@ -135,9 +139,9 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         self,
         ensemble: MaskEnsemble,
         dense: Tensor,
-        maps: list[Tensor],
+        maps: list[PixelScores],
         instances: list[Instances],
-    ) -> list[Tensor]:
+    ) -> list[PixelScores]:
         """Mix the dense maps ``[B, D, h, w]`` into the semantic maps and the instances' scores."""
         stride = self.backbone.output_shape()[DENSE_FEATURE].stride
         detector = self.roi_heads.box_predictor.classifier
@@ -145,17 +149,17 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
             found.scores = ensemble.rescore(found, image, stride, detector)
         classifier = self.sem_seg_head.classifier
         return [
-            ensemble.reclassify(logits, image, stride, classifier)
-            for logits, image in zip(maps, dense, strict=True)
+            ensemble.reclassify(scores, image, stride, classifier)
+            for scores, image in zip(maps, dense, strict=True)
         ]
 
     def _combine(
-        self, scores: Tensor, instances: Instances, record: dict[str, Any]
+        self, scores: PixelScores, instances: Instances, record: dict[str, Any]
     ) -> dict[str, Any]:
         """The result of one image, in its output size."""
         size = instances.image_size
         height, width = record.get("height", size[0]), record.get("width", size[1])
-        semantic = sem_seg_postprocess(scores, size, height, width)
+        semantic = scores.resized((height, width))
         found = detector_postprocess(instances, height, width)
         panoptic, segments = combine_semantic_and_instance_outputs(
             found,
@@ -169,10 +173,16 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
                 segment["category_id"] = self._stuff[segment["category_id"] - 1]
         return {"sem_seg": semantic, "instances": found, "panoptic_seg": (panoptic, segments)}
 
-    def _stuff_ranks(self, scores: Tensor) -> Tensor:
+    def _stuff_ranks(self, scores: PixelScores) -> Tensor:
         """Scores ``[K, H, W]`` to labels ``[H, W]``: 0 for a thing, 1, 2, ... for stuff."""
-        things = scores[list(self._things)].logsumexp(dim=0, keepdim=True)
-        return torch.cat([things, scores[list(self._stuff)]]).argmax(dim=0)
+        things = torch.tensor(self._things, device=scores.device)
+        stuff = torch.tensor(self._stuff, device=scores.device)
+
+        def rank(block: Tensor) -> tuple[Tensor]:
+            all_things = block[..., things].logsumexp(dim=-1, keepdim=True)
+            return (torch.cat([all_things, block[..., stuff]], dim=-1).argmax(dim=-1),)
+
+        return scores.reduce(rank)[0]
 
 
 def _select(embeddings: ClassEmbeddings, categories: tuple[int, ...]) -> ClassEmbeddings:

@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.checks import check_choice
 from densedet.modeling.meta_arch.guided import check_labels, check_num_classes
+from densedet.modeling.pixel_scores import PixelScores
 from densedet.modeling.sliding_window import check_optional_windows, slide
 from densedet.modeling.test_time_augmentation import Segment
 from densedet.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ class Segmentor(SemanticSegmentor):
         pixel_std: Sequence[float] | None = None,
         window: int | None,
         window_stride: int | None,
-        tta: Callable[[Segment, dict[str, Any]], Tensor] | None = None,
+        tta: Callable[[Segment, dict[str, Any]], PixelScores] | None = None,
         predict_from: Source = "head",
     ) -> None:
         mean, std = fill_statistics(backbone, pixel_mean, pixel_std)
@@ -135,8 +135,8 @@ class Segmentor(SemanticSegmentor):
                 result, if they are not those of the image.
 
         Returns:
-            A dict of scalars; or for each image ``{"sem_seg": [K, height, width]}``: logits, with
-            ``tta`` probabilities.
+            A dict of scalars; or for each image ``{"sem_seg": scores}``: `PixelScores`
+            ``[K, height, width]`` of logits, with ``tta`` of probabilities.
 
         Raises:
             VocabularyError: the guidance was given other labels than those of the training, which
@@ -170,28 +170,26 @@ class Segmentor(SemanticSegmentor):
         constraints = self.backbone.padding_constraints
         return ImageList.from_tensors(padded, divisibility, value, constraints).tensor
 
-    def _segment(self, record: dict[str, Any]) -> Tensor:
+    def _segment(self, record: dict[str, Any]) -> PixelScores:
         height, width = record["image"].shape[-2:]
         size = (record.get("height", height), record.get("width", width))
 
-        def segment(image: Tensor) -> Tensor:
-            images = self._normalise(image)[None]
-            logits = slide(images, self._predict, self.window, self.window_stride)[0]
-            return sem_seg_postprocess(logits, image.shape[-2:], *size)
+        def segment(image: Tensor) -> PixelScores:
+            divisor = self.backbone.size_divisibility or 1
+            pixels = self._normalise(image)
+            scores = slide(pixels, self._predict, self.window, self.window_stride, divisor)
+            return scores.resized(size)
 
         return segment(record["image"]) if self.tta is None else self.tta(segment, record)
 
-    def _predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, K, H, W]`` of windows ``[B, 3, H, W]``, which any size may have."""
-        height, width = images.shape[-2:]
-        images = ImageList.from_tensors(list(images), self.backbone.size_divisibility).tensor
+    def _predict(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if self.predict_from == "scores":
             guided = cast(GuidedBackbone, self.guided)
             logits = guided.guide(images).scores / guided.guidance.temperature
-            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
-        else:
-            logits = self.sem_seg_head(self.backbone(images))[0]
-        return logits[..., :height, :width]
+            return logits, (images.shape[-2], images.shape[-1])
+        logits = self.sem_seg_head.layers(self.backbone(images))
+        stride = self.sem_seg_head.common_stride
+        return logits, (round(stride * logits.shape[-2]), round(stride * logits.shape[-1]))
 
 
 def _pad(tensor: Tensor, side: int, value: float) -> Tensor:

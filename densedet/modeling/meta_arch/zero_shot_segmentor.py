@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from densedet.clip import ClassEmbeddings, ClipVisual
@@ -15,6 +12,7 @@ from densedet.clip.visual import DensePath
 from densedet.errors import ConfigError
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
+from densedet.modeling.pixel_scores import PixelScores
 from densedet.modeling.roi_heads import CosineClassifier
 from densedet.modeling.sliding_window import check_optional_windows, slide
 
@@ -87,16 +85,16 @@ class ZeroShotSegmentor(OpenVocabularyModel):
         """Where the model is."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Segment pictures.
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, PixelScores]]:
+        """Segment images.
 
         Args:
             batched_inputs: for each image a dict with "image" ``[3, H, W]`` RGB in 0..255, of any
                 size; "height" and "width" of the result, if they are not those of the image.
 
         Returns:
-            For each image ``{"sem_seg": [K, height, width]}``: logits, -inf for a class that
-            ``min_probability`` removes.
+            For each image ``{"sem_seg": scores}``: `PixelScores` ``[K, height, width]`` of logits,
+            without the classes that ``min_probability`` removes.
 
         Raises:
             ConfigError: the model is in training mode, or the tower has no such ``path``.
@@ -110,27 +108,15 @@ class ZeroShotSegmentor(OpenVocabularyModel):
         with torch.no_grad():
             return [{"sem_seg": self._segment(record)} for record in batched_inputs]
 
-    def _segment(self, record: dict[str, Any]) -> Tensor:
+    def _segment(self, record: dict[str, Any]) -> PixelScores:
         image = (record["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        logits = slide(image[None], self._predict, self.window, self.window_stride)[0]
+        scores = slide(image, self._predict, self.window, self.window_stride, self.visual.stride)
+        if self.min_probability is not None:
+            best = scores.highest()
+            scores = scores.only(best >= best.max().clamp(max=self.min_probability))
         height, width = image.shape[-2:]
-        size = (record.get("height", height), record.get("width", width))
-        result = sem_seg_postprocess(logits, (height, width), *size)
-        return result.masked_fill(self._absent(logits)[:, None, None], float("-inf"))
+        return scores.resized((record.get("height", height), record.get("width", width)))
 
-    def _predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, K, H, W]`` of pictures ``[B, 3, H, W]``, which any size may have."""
-        height, width = images.shape[-2:]
-        padded = ImageList.from_tensors(list(images), self.visual.stride).tensor
-        cosines = self.classifier.pixel_cosines(self.visual.dense_map(padded, self.path))
-        logits = self.classifier.temperature * cosines
-        size = padded.shape[-2:]
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
-
-    def _absent(self, logits: Tensor) -> Tensor:
-        """``[K]`` bool: the classes that prompt denoising removes from logits ``[K, H, W]``."""
-        if self.min_probability is None:
-            return logits.new_zeros(len(logits), dtype=torch.bool)
-        best = logits.softmax(dim=0).flatten(1).amax(dim=1)
-        return best < best.max().clamp(max=self.min_probability)
+    def _predict(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        cosines = self.classifier.pixel_cosines(self.visual.dense_map(images, self.path))
+        return self.classifier.temperature * cosines, (images.shape[-2], images.shape[-1])
