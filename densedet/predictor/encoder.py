@@ -1,6 +1,7 @@
-"""The part of a model that sees the picture alone, whatever the words are."""
+"""The part of a model that sees the image alone, whatever the words are."""
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from densedet.clip import ClipVisual
 from densedet.errors import ConfigError
 from densedet.modeling.backbone import DENSE_FEATURE
 from densedet.modeling.backbone.aligned import DENSE_EMBEDDING
+from densedet.modeling.backbone.clip_backbone import content_key
 from densedet.modeling.backbone.guided import find_guided
 from densedet.modeling.meta_arch import ZeroShotSegmentor
 from densedet.predictor.images import PreparedImage
@@ -21,7 +23,7 @@ from densedet.predictor.images import PreparedImage
 
 @dataclass(frozen=True)
 class _Call:
-    """A method of a module that takes pictures, its further arguments, and what to take of it."""
+    """A method of a module that takes images, its further arguments, and what to take of it."""
 
     owner: nn.Module
     method: str = "forward"
@@ -33,8 +35,27 @@ class _Call:
         return result if self.name is None else result[self.name]
 
 
+class _Results:
+    """The latest results of the encoder, up to a number of bytes, and the very latest always."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Hashable, result: Any) -> None:
+        self._kept[key] = result
+        total = sum(map(_bytes, self._kept.values()))
+        while total > self._limit and len(self._kept) > 1:
+            total -= _bytes(self._kept.popitem(last=False)[1])
+
+
 class ImageEncoder:
-    """Runs the image encoder of a model once for a picture, in a precision of its own.
+    """Runs the image encoder of a model once for an image, in a precision of its own.
 
     The encoder is the largest part that no word has an influence on: the trunk below a guidance,
     the tower of a `ZeroShotSegmentor`, or else the whole backbone with its pyramid.
@@ -42,26 +63,28 @@ class ImageEncoder:
     Args:
         model: in evaluation.
         dtype: that autocast computes in; fp32 stands for no autocast. Results are fp32 always.
+        bytes_kept: of results, on the device of the model; images and windows that were not asked
+            for the longest are forgotten first.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, bytes_kept: int = 1 << 30) -> None:
         self.model = model
         self.dtype = dtype
         self._encode, self._dense = _calls(model)
+        self._results = _Results(bytes_kept)
 
     @contextmanager
-    def remembering(self, kept: list[tuple[Tensor, Any, Any]] | None) -> Iterator[None]:
+    def remembering(self, keep: Any) -> Iterator[None]:
         """Meanwhile the encoder answers from what it was asked before.
 
         Args:
-            kept: what is known and what becomes known: input, other arguments and result. None
-                keeps nothing.
+            keep: None looks nothing up and keeps nothing.
         """
-        with self._remembering(self._encode, kept):
+        with self._remembering(self._encode, keep is not None):
             yield
 
     def dense_map(self, image: PreparedImage) -> tuple[Tensor, float]:
-        """The dense map of a picture as the model sees it.
+        """The dense map of an image as the model sees it.
 
         Returns:
             [D, h, w] fp32 of unit columns, the padding at the right and the bottom included, and
@@ -76,24 +99,22 @@ class ImageEncoder:
                 "a model on a CLIP image tower with its embedding"
             )
         images = self._padded(image)
-        with self._remembering(self._dense, image.kept):
+        with self._remembering(self._dense, True):
             dense = self._dense(images)
         return F.normalize(dense[0], dim=0), images.shape[-1] / dense.shape[-1]
 
     @contextmanager
-    def _remembering(
-        self, call: _Call, kept: list[tuple[Tensor, Any, Any]] | None
-    ) -> Iterator[None]:
+    def _remembering(self, call: _Call, keep: bool) -> Iterator[None]:
         encode = self._in_precision(getattr(call.owner, call.method))
 
         def remembered(images: Tensor, *others: Any) -> Any:
-            key = (call.method, others)
-            for seen, same, result in kept or ():
-                if key == same and images.shape == seen.shape and torch.equal(images, seen):
-                    return result
-            result = encode(images, *others)
-            if kept is not None:
-                kept.append((images, key, result))
+            if not keep:
+                return encode(images, *others)
+            key = (call.method, others, content_key(images))
+            result = self._results.get(key)
+            if result is None:
+                result = encode(images, *others)
+                self._results.put(key, result)
             return result
 
         with replaced(call.owner, call.method, remembered):
@@ -113,7 +134,7 @@ class ImageEncoder:
         return encode_fast
 
     def _padded(self, image: PreparedImage) -> Tensor:
-        """[1, 3, H, W], normalised and padded as the model does it for a whole picture."""
+        """[1, 3, H, W], normalised and padded as the model does it for a whole image."""
         if hasattr(self.model, "preprocess_image"):
             images: ImageList = self.model.preprocess_image([image.record])
             return images.tensor
@@ -124,8 +145,13 @@ class ImageEncoder:
         return ImageList.from_tensors([normalised], divisor).tensor
 
 
+def _bytes(result: Any) -> int:
+    tensors = result.values() if isinstance(result, dict) else (result,)
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def _calls(model: Any) -> tuple[_Call, _Call | None]:
-    """What encodes pictures for the heads, and what gives the dense map; None without one."""
+    """What encodes images for the heads, and what gives the dense map; None without one."""
     if isinstance(model, ZeroShotSegmentor):
         call = _Call(model.visual, "dense_map", (model.path,))
         return call, call

@@ -2,6 +2,7 @@ import pytest
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from densedet.modeling.roi_heads import StridePooler
@@ -130,3 +131,18 @@ def test_boxes_are_not_rounded_to_the_dtype_of_the_maps(dtype):
 def test_number_of_maps():
     with pytest.raises(ValueError, match="3 feature maps for 2 strides"):
         StridePooler(7, [4, 8])(random_maps([4, 8, 16], 64), [squares([9]), squares([9])])
+
+
+def test_the_pooled_grids_are_written_in_place():
+    """A copy of all boxes for every level would cost memory and time."""
+    names = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            names.append(operator.name())
+            return operator(*args, **(kwargs or {}))
+
+    pooler = StridePooler(7, [4, 8, 16, 32])
+    with Operators():
+        pooler(random_maps([4, 8, 16, 32], 128), [random_boxes(9, 128, 1), random_boxes(4, 128, 2)])
+    assert names.count("aten::index_put_") == 4 and "aten::index_put" not in names

@@ -56,7 +56,7 @@ def test_missing_and_foreign_weights_are_refused(config, weights, tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.pth do not exist"):
         Predictor(config, tmp_path / "absent.pth")
     closed = model_zoo.get_config("projects/fvit/configs/quickstart_closed_set.py")
-    with pytest.raises(ConfigError, match="GeneralizedRCNN has no vocabulary"):
+    with pytest.raises(ConfigError, match="ClosedSetRCNN has no vocabulary"):
         Predictor(closed, weights)
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit OpenVocabularyRCNN"):

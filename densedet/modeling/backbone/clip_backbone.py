@@ -122,7 +122,7 @@ class ClipBackbone(Backbone):
         if state != self._cached_of:
             self._cache.clear()
             self._cached_of = state
-        keys = [_content_key(image) for image in images]
+        keys = [content_key(image) for image in images]
         missing = [i for i, key in enumerate(keys) if key not in self._cache]
         if missing:
             computed = self._features(images[missing])
@@ -141,7 +141,8 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if enabled else None
 
 
-def _content_key(image: Tensor) -> bytes:
+def content_key(image: Tensor) -> bytes:
+    """A digest of a tensor's shape, dtype and values."""
     data = image.detach().cpu().contiguous()
     digest = hashlib.blake2b(str((tuple(data.shape), data.dtype)).encode(), digest_size=16)
     digest.update(data.view(torch.uint8).numpy().tobytes())

@@ -69,5 +69,5 @@ class StridePooler(nn.Module):
             # in fp32: `ROIAlign` casts boxes to the dtype of the map, which moves them by up to a
             # pixel in fp16 and by several in bf16
             values = pooler(features[index].float(), rois[chosen].float())
-            pooled = pooled.index_put((chosen,), values.to(pooled.dtype))
+            pooled.index_put_((chosen,), values.to(pooled.dtype))
         return pooled
