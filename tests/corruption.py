@@ -38,6 +38,7 @@ from densedet.vocabulary import Vocabulary
 from densedet.weights import read_safetensors, read_torch_file, write_safetensors, write_torch_file
 
 OUTCOMES = ("refused", "same", "changed", "traceback", "hangs")
+Image.init()  # fills Image.SAVE
 _SECONDS = 60  # after which a reader counts as hanging
 _DETECTOR = "projects/fvit/configs/quickstart.py"
 
@@ -203,6 +204,7 @@ KINDS: Mapping[str, Kind] = {
     "JPEG image": Kind(_image("JPEG"), read_image, False),
     "WebP image": Kind(_image("WEBP"), read_image, False),
     "TIFF image": Kind(_image("TIFF"), read_image, False),
+    **({"AVIF image": Kind(_image("AVIF"), read_image, False)} if "AVIF" in Image.SAVE else {}),
     "PNG image": Kind(_image("PNG"), read_image, True),
     "label PNG": Kind(_labels, read_label_map, True),
     "panoptic PNG": Kind(_segment_map, read_segment_map, True),

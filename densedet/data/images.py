@@ -233,7 +233,7 @@ def reading(name: str) -> Iterator[None]:
     try:
         with _STRICT:
             yield
-    except DensedetError:
+    except (DensedetError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise ImageError(
@@ -249,14 +249,19 @@ def reading(name: str) -> Iterator[None]:
         raise ImageError(
             f"image {name} is refused: {error}; {MAX_PIXELS_VARIABLE} sets the limit"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except Exception as error:  # of a damaged file Pillow's decoders raise whatever happens
         if isinstance(error, OSError) and error.strerror:  # the system's word, not Pillow's
             raise ImageError(
                 f"image {name} cannot be opened ({error.strerror}); give a readable file"
             ) from error
         raise ImageError(
-            f"image {name} is truncated or corrupt ({error}); fetch or write it again"
+            f"image {name} is truncated or corrupt ({_reason(error)}); fetch or write it again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def check_image_size(record: Mapping[str, Any], width: int, height: int) -> None:

@@ -115,7 +115,7 @@ def context_vocabulary(classes: int, root: str | os.PathLike[str] | None = None)
     path = datasets_root(root) / NAMES_FILES[classes]
     try:
         check_regular(path)
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DatasetError(f"list of classes {path} does not exist; {CONTEXT_HINT}") from error
     except (OSError, UnicodeDecodeError) as error:

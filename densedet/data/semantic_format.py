@@ -114,7 +114,7 @@ def read_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
     """
     try:
         check_regular(path)
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DatasetError(f"list {path} does not exist{hint and '; '}{hint}") from error
     except (OSError, UnicodeDecodeError) as error:

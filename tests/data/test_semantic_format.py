@@ -1,5 +1,6 @@
 """Pairing images with label maps, and ADE20K on its official layout."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from densedet.data import (
     register_all,
     register_semantic_format,
 )
+from densedet.data.semantic_format import read_names
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
@@ -215,3 +217,12 @@ def test_names_that_stand_for_nothing(
     DatasetCatalog.get("labelme")
     assert (f"/l: {named}" in caplog.text) is bool(named)
     assert bool(caplog.text.count("prompted by that name")) is bool(named)
+
+
+def test_lists_of_images(tmp_path: Path) -> None:
+    path = tmp_path / "val.txt"
+    path.write_text("a 1\nb -1\n", encoding="utf-8-sig")
+    assert read_names(path) == ["a", "b"], "without the byte order mark"
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DatasetError, match="a named pipe, not a regular file"):
+        read_names(tmp_path / "pipe.txt")
