@@ -308,3 +308,12 @@ def test_brackets_in_the_vocabulary_are_one_line(folder):
     with pytest.raises(VocabularyError, match=r"vocabulary\.json.*cannot be decoded") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value) and time.perf_counter() - start < 5
+
+
+def test_openais_spelling_becomes_the_architecture_of_its_weights():
+    """The tag that tells QuickGELU from GELU is not saved, and a slash is refused as a path."""
+    tower = {"_target_": "densedet.clip.factory.create_visual", "model": "ViT-B/16"}
+    kept = without_weights({**tower, "pretrained": "openai"})
+    assert kept == {**tower, "model": "ViT-B-16-quickgelu", "pretrained": None}
+    embedder = {"_target_": EMBEDDER, "model": "ViT-B/16", "pretrained": "openai"}
+    assert trusted(without_weights(embedder), "here")["model"] == "ViT-B-16-quickgelu"
