@@ -116,13 +116,16 @@ def _check_text(place: str, value: Any, target: Callable[..., Any], name: str) -
             )
 
 
-def build(cfg: Any, name: str) -> Any:
+def build(cfg: Any, name: str, kind: type | tuple[type, ...] = object) -> Any:
     """Instantiate the part ``name`` of a config.
 
+    Args:
+        kind: what has to come of it.
+
     Raises:
-        ConfigError: an unknown or a missing argument, a value that is still ``???``, an
-            interpolation that leads nowhere, a data set that is not registered, a value that a
-            constructor refuses.
+        ConfigError: another kind of thing comes of it; an unknown or a missing argument, a value
+            that is still ``???``, an interpolation that leads nowhere, a data set that is not
+            registered, a value that a constructor refuses.
         DatasetError: Detectron2 found the data set empty.
     """
     check_arguments(cfg, name)
@@ -137,7 +140,7 @@ def build(cfg: Any, name: str) -> Any:
         if missing:
             raise ConfigError(f"{place}: {title(target)} needs {', '.join(missing)}")
     try:
-        return instantiate(cfg)
+        built = instantiate(cfg)
     except DensedetError:
         raise
     except OmegaConfBaseException as error:
@@ -154,6 +157,13 @@ def build(cfg: Any, name: str) -> Any:
         if isinstance(error, AssertionError) or not parts[0]:  # its text may be a mere path
             parts.append(_failed_line(error))
         raise ConfigError(f"{name}: {'; '.join(filter(None, parts))}") from error
+    if not isinstance(built, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ConfigError(
+            f"{name} is of the type {type(built).__name__} and has to be {wanted}: describe one "
+            "with L(...)(...)"
+        )
+    return built
 
 
 def _failed_line(error: Exception) -> str:

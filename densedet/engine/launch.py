@@ -147,6 +147,8 @@ def launch(
         _run_under_torchrun(job, args, device, timedelta(seconds=timeout))
         return
     _warn_of_slurm()
+    if num_machines == 1 and machine_rank:
+        raise ConfigError(f"--machine-rank {machine_rank} does not fit --num-machines 1")
     if num_gpus is None and num_machines == 1:
         job(*args)
         return

@@ -153,6 +153,8 @@ def train_options(cfg: DictConfig) -> TrainOptions:
     """
     if "train" not in cfg:
         raise ConfigError("the config has no 'train'; start from configs/common/train.py")
+    if not isinstance(cfg.train, DictConfig):
+        raise ConfigError("train must be a dict of options; see configs/common/train.py")
     names = [field.name for field in dataclasses.fields(TrainOptions)]
     unknown = [str(key) for key in cfg.train if key not in names]
     if unknown:

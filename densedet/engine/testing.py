@@ -15,14 +15,14 @@ An entry that is null is left out: ``dataloader.evaluators.ade20k=null`` on a ma
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 RESULTS_FILE = "results.json"
 
 _REQUIRED = ("test", "evaluator")
+_KINDS: dict[str, type] = {"test": Iterable, "evaluator": DatasetEvaluator}
 _KEYS = (*_REQUIRED, "vocabulary", "register", "train")
 
 
@@ -61,7 +62,7 @@ class DataSet:
 
     def part(self, name: str) -> Any:
         """Build what stands under this key."""
-        return build(self.node[name], f"{self.key}.{name}")
+        return build(self.node[name], f"{self.key}.{name}", _KINDS.get(name, object))
 
     def vocabulary_after(self, trained: Vocabulary | None) -> Vocabulary | None:
         """What the model is to be asked for, by what it trained on; None: its own vocabulary."""
@@ -115,7 +116,10 @@ def register_data_sets(cfg: DictConfig) -> None:
     """
     nodes = {"dataloader": cfg.dataloader, **{d.key: d.node for d in data_sets(cfg)}}
     for key, node in nodes.items():
-        for number, call in enumerate(node.get("register") or []):
+        register = node.get("register") or []
+        if not isinstance(register, Sequence) or isinstance(register, str):
+            raise ConfigError(f"{key}.register must be a list of L(...)(...)")
+        for number, call in enumerate(register):
             build(call, f"{key}.register.{number}")
 
 

@@ -14,6 +14,7 @@ import copy
 import logging
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.registry import _convert_target_to_string
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -102,12 +104,12 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     look_at_test_data(cfg)
     if comm.is_main_process():
         _save_config(cfg, options.output_dir)
-    model = build(cfg.model, "model").to(device)
+    model = build(cfg.model, "model", nn.Module).to(device)
     if options.sync_batch_norm:
         model = synchronise_batch_norm(model, device, comm.get_world_size())
     check_vocabulary(cfg, model, "train")
     check_test_vocabularies(cfg, model)
-    loader = build(cfg.dataloader.train, "dataloader.train")
+    loader = build(cfg.dataloader.train, "dataloader.train", Iterable)
     trainer = Trainer(
         distribute(model, device, options.ddp),
         loader,
@@ -154,7 +156,7 @@ def evaluate(cfg: DictConfig, weights: str | None = None, resume: bool = False) 
     if not data_sets(cfg):
         _require(cfg.dataloader, "test", "evaluator", prefix="dataloader.")
     device = _prepare(cfg, options)
-    model = build(cfg.model, "model").to(device)
+    model = build(cfg.model, "model", nn.Module).to(device)
     check_test_vocabularies(cfg, model)
     checkpointer = Checkpointer(model, options.output_dir)
     path = options.init_checkpoint if weights is None else weights
@@ -208,7 +210,7 @@ def _save_config(cfg: DictConfig, folder: str) -> None:
         OutputError: the file cannot be written.
     """
     try:
-        OmegaConf.resolve(copy.deepcopy(cfg))
+        OmegaConf.to_container(cfg, resolve=True)  # as OmegaConf.to_yaml does not
     except OmegaConfBaseException as error:
         text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ConfigError(f"the config cannot be resolved: {text}") from error
@@ -227,19 +229,22 @@ def _save_config(cfg: DictConfig, folder: str) -> None:
 
 
 def _require(cfg: DictConfig, *keys: str, prefix: str = "") -> None:
-    missing = [f"{prefix}{key}" for key in keys if key not in cfg]
+    missing = [f"{prefix}{key}" for key in keys if cfg.get(key) is None]
+    for key in ("dataloader",) if not prefix else ():
+        if not (missing or isinstance(cfg[key], DictConfig)):
+            raise ConfigError(f"{key} is a {type(cfg[key]).__name__} and has to hold keys")
     if missing:
         raise ConfigError(f"the config has no {', '.join(missing)}")
 
 
 def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     node = copy.deepcopy(cfg.optimizer)
-    if not isinstance(node.get("params"), DictConfig):
+    if not (isinstance(node, DictConfig) and isinstance(node.get("params"), DictConfig)):
         raise ConfigError(
             "optimizer.params must be L(get_parameters)(...) of densedet.engine.optim"
         )
     node.params.model = model
-    return build(node, "optimizer")
+    return build(node, "optimizer", torch.optim.Optimizer)
 
 
 class _LearningRate(hooks.LRScheduler):
@@ -258,7 +263,9 @@ class _LearningRate(hooks.LRScheduler):
 
 
 def _build_own_hooks(options: TrainOptions) -> list[HookBase]:
-    return [build(hook, f"train.hooks.{number}") for number, hook in enumerate(options.hooks)]
+    return [
+        build(hook, f"train.hooks.{number}", HookBase) for number, hook in enumerate(options.hooks)
+    ]
 
 
 def _build_hooks(
@@ -279,7 +286,7 @@ def _build_hooks(
     built: list[HookBase] = [
         hooks.IterationTimer(),
         SeedEveryStep(options.seed),
-        _LearningRate(build(cfg.lr_multiplier, "lr_multiplier")),
+        _LearningRate(build(cfg.lr_multiplier, "lr_multiplier", (ParamScheduler, PolyFloor))),
         *own_hooks,
         PeriodicCheckpointer(
             checkpointer,

@@ -47,6 +47,8 @@ class LossScaler:
         except (TypeError, AssertionError) as error:
             raise ConfigError(f"train.grad_scaler: {error}") from error
         self.initial = self.scaler.get_scale()
+        if self.initial <= 0:
+            raise ConfigError(f"train.grad_scaler.init_scale={self.initial:g}: give a number > 0")
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Step ``optimizer`` unless a gradient overflowed, then adapt the scale.

@@ -19,7 +19,7 @@ def _names(writers):
 
 
 def test_a_missing_tensorboard_is_left_out(tmp_path, monkeypatch, caplog):
-    everything = ["CommonMetricPrinter", "JSONWriter", "TensorboardXWriter"]
+    everything = ["CommonMetricPrinter", "MetricsWriter", "EventsWriter"]
     assert _names(build_writers(str(tmp_path), 0, 5)) == everything
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.INFO, logger="densedet"):
