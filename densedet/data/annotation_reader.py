@@ -28,6 +28,10 @@ from densedet.errors import DatasetError
 SHOWN = 10
 _STEP = 8192  # annotations at a time
 _LARGEST = 1 << 62
+_OTHER_FILES = {
+    "segments_info": "; this is a panoptic file: give the file of the instances",
+    "caption": "; this is a file of captions: give the file of the instances",
+}
 
 
 class Faults:
@@ -249,7 +253,8 @@ class _Annotations:
             entry["bbox"]
         except KeyError:
             missing = {"image_id", "category_id", "bbox"} - entry.keys()
-            return f"lacks {', '.join(sorted(missing))}"
+            other = next((what for key, what in _OTHER_FILES.items() if key in entry), "")
+            return f"lacks {', '.join(sorted(missing))}{other}"
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
             return f"has iscrowd={crowd!r:.50}; give 0 or 1"

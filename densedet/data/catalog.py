@@ -61,7 +61,11 @@ def register_coco_format(
     *,
     evaluator_type: str = "coco",
     hint: str = "",
-    **options: Any,
+    seen_only: bool = False,
+    drop_unlisted: bool = False,
+    annotated_only: bool = False,
+    box_tolerance: float = 1.0,
+    expected_annotated: int | None = None,
 ) -> None:
     """Register a COCO- or LVIS-format data set; its file is read when the data set is loaded.
 
@@ -77,11 +81,19 @@ def register_coco_format(
         vocabulary: gives the class indices.
         evaluator_type: "coco" or "lvis".
         hint: added to the message if the annotation file is missing: where it comes from.
-        **options: the other options of :func:`densedet.data.load_coco_format`.
+        seen_only, drop_unlisted, annotated_only, box_tolerance, expected_annotated: see
+            :func:`densedet.data.load_coco_format`.
 
     Raises:
         DatasetError: the name is taken by another data set. The same call twice is fine.
     """
+    options: dict[str, Any] = {
+        "seen_only": seen_only,
+        "drop_unlisted": drop_unlisted,
+        "annotated_only": annotated_only,
+        "box_tolerance": box_tolerance,
+        "expected_annotated": expected_annotated,
+    }
     arguments: dict[str, Any] = {
         "json_file": os.fspath(json_file),
         "image_root": os.fspath(image_root),
@@ -105,7 +117,7 @@ def register_coco_format(
         json_file=arguments["json_file"],
         image_root=arguments["image_root"],
         evaluator_type=evaluator_type,
-        annotated_only=options.get("annotated_only", False),
+        annotated_only=annotated_only,
         hint=hint,
         registration=arguments,
     )

@@ -173,7 +173,8 @@ def _clipped(table: AnnotationTable, tolerance: float, rows: NDArray[Any]) -> ND
             table.annotation_name(row),
             f"has box {table.box_text(row)} (x, y, width, height), which reaches {over[row]:g} px "
             f"outside its image of {width}x{height} px; mend the box or the image's size, or let "
-            f"boxes be clipped that reach further than {tolerance:g} px: option box_tolerance",
+            f"boxes be clipped that reach further than {tolerance:g} px: option box_tolerance of "
+            "the data set's registration",
         )
     found.check()
     low = np.maximum(corner, 0.0)

@@ -126,6 +126,7 @@ def test_ids_as_text_may_be_numbers_elsewhere(
         ("id", True, "'id' that cannot be one"),
         ("id", 1.5, "'id' that cannot be one"),
         ("id", 10**30, "'id' that cannot be one"),
+        ("segments_info", [], "lacks bbox, category_id; this is a panoptic file"),
         ("segmentation", "5 6 25 6", "neither polygons nor a run-length mask"),
         ("segmentation", 5, "neither polygons nor a run-length mask"),
         ("segmentation", [[[5, 6], [25, 6], [25, 16]]], "is no coordinate; give x, y"),
@@ -154,6 +155,8 @@ def test_what_is_refused(
     tmp_path: Path,
 ) -> None:
     tiny["annotations"][1][field] = value
+    if field == "segments_info":
+        tiny["annotations"][1] = {"image_id": 3, field: value}
     with pytest.raises(DatasetError, match=message) as caught:
         _load(tiny, tmp_path, vocabulary)
     assert "instances.json: annotation" in str(caught.value)

@@ -40,7 +40,7 @@ def test_registering_twice(tmp_path: Path, vocabulary: Vocabulary) -> None:
     register_coco_format("x", str(tmp_path / "a.json"), tmp_path, same, drop_unlisted=True)
     with pytest.raises(DatasetError, match=r"'x' is already registered.*a\.json.*b\.json"):
         register_coco_format("x", tmp_path / "b.json", tmp_path, vocabulary, drop_unlisted=True)
-    with pytest.raises(DatasetError, match="drop_unlisted=True instead of drop_unlisted=None"):
+    with pytest.raises(DatasetError, match="drop_unlisted=True instead of drop_unlisted=False"):
         register_coco_format("x", tmp_path / "a.json", tmp_path, vocabulary)
     other = vocabulary.with_unseen([])
     with pytest.raises(DatasetError, match=f"vocabulary={vocabulary.digest()[:12]}"):
