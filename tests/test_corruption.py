@@ -17,17 +17,10 @@ corruption = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = corruption
 _SPEC.loader.exec_module(corruption)
 
-# their checksums come with the branch h-weights: remove this set when it is merged
-_PENDING = {"torch .pth", "safetensors", "training checkpoint", "class embeddings"}
 _SLOW = {"saved model, config": 2, "saved model, weights": 0, "saved model, words": 0}
 
 
-def _kinds() -> list[Any]:
-    marks = {name: pytest.mark.xfail(strict=True, reason="h-weights") for name in _PENDING}
-    return [pytest.param(n, marks=marks.get(n, ())) for n in corruption.KINDS if _SLOW.get(n, 1)]
-
-
-@pytest.mark.parametrize("name", _kinds())
+@pytest.mark.parametrize("name", [n for n in corruption.KINDS if _SLOW.get(n, 1)])
 def test_damaged_files_are_refused_or_read_as_the_same(name: str, tmp_path: Path) -> None:
     kind = corruption.KINDS[name]
     table = corruption.corruption_table(kind, tmp_path, _SLOW.get(name, 25), seed=1)

@@ -48,6 +48,14 @@ def hand_on(images: Tensor, maps: Maps, strides: Mapping[str, float]) -> Maps:
     return maps
 
 
+def without_padding(images: Tensor, maps: Tensor, stride: float) -> list[Tensor]:
+    """The map ``[C, h, w]`` of every image in a batch of maps of this stride."""
+    return [
+        one[:, : _cells(height, stride), : _cells(width, stride)]
+        for one, (height, width) in zip(maps, sizes_of(images), strict=True)
+    ]
+
+
 def apart(module: nn.Module, inputs: Maps, function: Callable[[Maps], Maps]) -> Maps:
     """Call a function for the images of each size, without the padding of the others.
 

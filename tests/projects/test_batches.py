@@ -82,7 +82,7 @@ def records():
 def features(model, batch):
     """For each image its features by name, without the padding of the batch."""
     if isinstance(model, ZeroShotSegmentor):
-        return [{"logits": result["sem_seg"]} for result in model(batch)]
+        return [{"logits": result["sem_seg"].full()} for result in model(batch)]
     if isinstance(model, CLIPSelf):
         found = model.student(model._student_images(batch), model.student.tap_names)
         return rows({**found.taps, "dense": found.dense, "pooled": found.pooled[..., None, None]})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone import DENSE_FEATURE
+from densedet.modeling.image_sizes import without_padding
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch.rcnn import OpenVocabularyRCNN
 from densedet.modeling.open_vocabulary_sem_seg_head import OpenVocabularySegmentationHead
@@ -122,7 +123,9 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         stride = self.sem_seg_head.common_stride
         maps: list[PixelScores] = [
             enlarged(image, stride, size)
-            for image, size in zip(logits, images.image_sizes, strict=True)
+            for image, size in zip(
+                without_padding(images.tensor, logits, stride), images.image_sizes, strict=True
+            )
         ]
         if self.mask_ensemble is not None:
             maps = self._ensemble(self.mask_ensemble, features[DENSE_FEATURE], maps, instances)
