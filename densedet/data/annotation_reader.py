@@ -46,11 +46,11 @@ class Faults:
         self.count = 0
         self.shown: list[str] = []
 
-    def add(self, record: str, problem: str) -> None:
+    def add(self, record: str, problem: str = "") -> None:
         """Note a faulty record."""
         self.count += 1
         if len(self.shown) < SHOWN:
-            self.shown.append(f"{record} {problem}")
+            self.shown.append(f"{record} {problem}".rstrip())
 
     def extend(self, count: int, shown: Sequence[str]) -> None:
         """Note what other :class:`Faults` had collected."""

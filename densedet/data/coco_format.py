@@ -18,6 +18,7 @@ from densedet.data.annotation_file import named_ids
 from densedet.data.annotation_reader import Faults
 from densedet.data.annotation_table import AnnotationTable
 from densedet.data.record_list import RecordColumns, image_records
+from densedet.data.suspicions import warn_of_placeholders
 from densedet.data.table_cache import annotation_table
 from densedet.vocabulary import Vocabulary
 
@@ -229,6 +230,7 @@ def _report(
             path,
             name,
         )
+    warn_of_placeholders([str(category["name"]) for category in table.categories], str(path))
     logger.info("%s: %d images, %d of them with annotations", path, len(table.sizes), annotated)
     if expected is not None and annotated != expected:
         logger.warning(

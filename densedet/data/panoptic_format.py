@@ -23,6 +23,7 @@ from densedet.data.annotation_file import (
     vocabulary_ids,
     whole,
 )
+from densedet.data.annotation_reader import Faults
 from densedet.data.registration import is_registered
 from densedet.data.segment_map import MAX_ID
 from densedet.data.suspicions import warn_of_placeholders
@@ -30,8 +31,6 @@ from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 10  # faulty records
 
 ImageFile = Callable[[dict[str, Any]], str]
 """From an entry of the list "images" to its file below the folder of the images."""
@@ -84,20 +83,20 @@ class _Reader:
         self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary, image_file: ImageFile
     ) -> None:
         self.path, self.image_file = path, image_file
+        self.faults = Faults(f"panoptic file {path}")
         self.vocabulary = vocabulary
         self.annotations: list[dict[str, Any]] = data["annotations"]
         self.indices = vocabulary_ids(data, path, vocabulary)
         self._check_categories(data)
-        self.faults: list[str] = []
         self.without_area = 0
         self.images: dict[int | str, dict[str, Any]] = {}
         for image in data["images"]:
             with self._collected():
                 self._add_image(image)
-        self._check_faults()
+        self.faults.check()
 
     def error(self, record: str, problem: str) -> DatasetError:
-        return DatasetError(f"panoptic file {self.path}: {record} {problem}")
+        return DatasetError(f"{self.faults.file}: {record} {problem}")
 
     @contextmanager
     def _collected(self) -> Iterator[None]:
@@ -105,17 +104,7 @@ class _Reader:
         try:
             yield
         except DatasetError as error:
-            self.faults.append(str(error).removeprefix(f"panoptic file {self.path}: "))
-
-    def _check_faults(self) -> None:
-        if len(self.faults) == 1:
-            raise DatasetError(f"panoptic file {self.path}: {self.faults[0]}")
-        if self.faults:
-            shown = "".join(f"\n- {fault}" for fault in self.faults[:_SHOWN])
-            first = f", the first {_SHOWN} are" if len(self.faults) > _SHOWN else ""
-            raise DatasetError(
-                f"panoptic file {self.path}: {len(self.faults):,} records are faulty{first}:{shown}"
-            )
+            self.faults.add(str(error).removeprefix(f"{self.faults.file}: "))
 
     def _check_categories(self, data: Mapping[str, Any]) -> None:
         things = {entry["id"]: entry.get("isthing") for entry in data["categories"]}
@@ -174,7 +163,7 @@ class _Reader:
                     ),
                     "segments_info": self._segments(annotation),
                 }
-        self._check_faults()
+        self.faults.check()
         logger.info("%s: %d images, %d of them annotated", self.path, len(self.images), len(found))
         if self.without_area:
             logger.warning(
