@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densedet.clip import create_clip, create_text_encoder, create_visual
-from densedet.clip.convert import read_clip, write_open_clip
+from densedet.clip.convert import read_clip, write_open_clip, write_released
 from densedet.clip.export import export_clip
 from densedet.clip.factory import resolve_architecture, weights_identity
 from densedet.errors import CheckpointError, ConfigError
@@ -54,6 +54,20 @@ def test_openais_weights_are_for_quickgelu(names: Any, tmp_path: Path, numbers: 
         )
     refused(lambda: read_clip(path, names["plain"]), "take the architecture small-quickgelu")
     refused(lambda: read_clip(path, names["plain"], visual_only=True), "QuickGELU")
+
+
+def test_openais_numbers_are_kept_and_known_after_a_conversion(names: Any, tmp_path: Path) -> None:
+    state = {**create_clip(names["quick"]).state_dict(), **OPENAI}
+    torch.save(state, tmp_path / "ViT.pt")
+    converted = read_clip(tmp_path / "ViT.pt", names["quick"])
+    write_open_clip(tmp_path / "ours.safetensors", converted)
+    again = read_clip(tmp_path / "ours.safetensors", names["quick"])
+    write_released(tmp_path / "back.pt", again, flat=True)
+    found = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    for name in ("ours.safetensors", "back.pt"):
+        refused(lambda name=name: create_clip(names["plain"], str(tmp_path / name)), "QuickGELU")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

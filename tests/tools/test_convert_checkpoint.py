@@ -46,10 +46,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped weights in half precision, as OpenAI publishes its state dicts."""
+    """The shipped weights in half precision."""
     state = create_clip("densedet-tiny", "shipped").state_dict()
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    half |= {"input_resolution": torch.tensor(48), "vocab_size": torch.tensor(49408)}
     path = tmp_path_factory.mktemp("released") / "in.pt"
     torch.save(half, path)
     return path
@@ -65,6 +64,15 @@ def test_there_and_back(tmp_path: Path, released: Path, run: Callable[..., int])
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_openais_weights_are_not_for_an_architecture_with_gelu(
+    tmp_path: Path, released: Path, run: Callable[..., int]
+) -> None:
+    state = torch.load(released, weights_only=True)
+    torch.save({**state, "input_resolution": torch.tensor(48)}, tmp_path / "in.pt")
+    assert run("in.pt", "ours.safetensors", *TINY) == 2
+    assert not (tmp_path / "ours.safetensors").exists()
 
 
 def test_checkpoint_of_a_distillation(
