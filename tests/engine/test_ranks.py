@@ -32,8 +32,10 @@ def wait_for(condition, seconds=600):
 
 
 def test_a_rank_that_dies_is_named_with_its_log(tmp_path, overrides, start_rank):
-    dying = start_rank(1, "rcnn", *overrides, TINY_KILL_AT="3")
-    left = start_rank(0, "rcnn", *overrides)
+    """Rank 0 scores for longer than a step may take, and then rank 1 is killed."""
+    options = [*overrides, "train.timeout.steps=5", "train.eval_period=2"]
+    dying = start_rank(1, "rcnn", *options, TINY_KILL_AT="3")
+    left = start_rank(0, "rcnn", *options, TINY_SCORE_SECONDS="8")
     assert dying.wait() == -signal.SIGKILL
     assert left.wait() == 1
     said = (tmp_path / "rank0.txt").read_text().strip().splitlines()
@@ -46,7 +48,7 @@ def test_a_rank_that_dies_is_named_with_its_log(tmp_path, overrides, start_rank)
 def test_a_rank_that_hangs_is_named_and_sigterm_ends_it_with_its_workers(
     tmp_path, overrides, start_rank
 ):
-    options = [*overrides, "train.timeout.steps=1", "dataloader.train.num_workers=1"]
+    options = [*overrides, "train.timeout.steps=5", "dataloader.train.num_workers=1"]
     hanging = start_rank(1, "rcnn", *options, TINY_HANG_AT="2")
     left = start_rank(0, "rcnn", *options)
     assert left.wait() == 1

@@ -1,5 +1,6 @@
 # Twelve small pictures with one or two boxes each, drawn into the folder `root`.
 import os
+import time
 
 import numpy as np
 from detectron2.config import LazyCall as L
@@ -67,6 +68,7 @@ class CountingEvaluator(DatasetEvaluator):
         gathered = comm.gather((self.ids, self.total))
         if not comm.is_main_process():
             return None
+        time.sleep(float(os.environ.get("TINY_SCORE_SECONDS", 0)))
         ids = sorted(number for part, _ in gathered for number in part)
         assert ids == list(range(12)), ids
         total = sum(part for _, part in gathered)
