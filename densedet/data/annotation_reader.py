@@ -22,49 +22,22 @@ from densedet.data.annotation_file import (
     read_annotation_file,
 )
 from densedet.data.annotation_table import AnnotationTable, Ragged, pack_ids
-from densedet.data.run_lengths import encode, faults
-from densedet.errors import DatasetError
+from densedet.data.annotation_values import (
+    Faults,
+    are_numbers,
+    is_packable,
+    read_area,
+    read_mask,
+    read_number,
+    whole_number,
+)
+from densedet.data.run_lengths import faults
 
-SHOWN = 10
 _STEP = 8192  # annotations at a time
-_LARGEST = 1 << 62
 _OTHER_FILES = {
     "segments_info": "; this is a panoptic file: give the file of the instances",
     "caption": "; this is a file of captions: give the file of the instances",
 }
-
-
-class Faults:
-    """Collects what is wrong with the records of a file, so that all of it is said at once.
-
-    Args:
-        file: what the message calls the file.
-    """
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.count = 0
-        self.shown: list[str] = []
-
-    def add(self, record: str, problem: str = "") -> None:
-        """Note a faulty record."""
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(f"{record} {problem}".rstrip())
-
-    def extend(self, count: int, shown: Sequence[str]) -> None:
-        """Note what other :class:`Faults` had collected."""
-        self.count += count
-        self.shown = [*self.shown, *shown][:SHOWN]
-
-    def check(self) -> None:
-        """Raise DatasetError if there are any: it has the first ten, and the count."""
-        if self.count == 1:
-            raise DatasetError(f"{self.file}: {self.shown[0]}")
-        if self.count:
-            first = f", the first {SHOWN} are" if self.count > SHOWN else ""
-            lines = "".join(f" ({i}) {line}" for i, line in enumerate(self.shown, 1))
-            raise DatasetError(f"{self.file}: {self.count:,} records are faulty{first}:{lines}")
 
 
 def read_table(json_file: str | os.PathLike[str], hint: str = "") -> AnnotationTable:
@@ -157,12 +130,12 @@ class _Images:
         if not isinstance(entry, dict) or not {"id", "width", "height"} <= entry.keys():
             return f"image {entry!r:.200}", "needs 'id', 'width' and 'height'"
         number = as_id(entry["id"])
-        if not is_id(number, self.positions) or not _is_packable(number):
+        if not is_id(number, self.positions) or not is_packable(number):
             return f"image {entry!r:.200}", ID_REMEDY
         name = f"image {number}"
         if number in self.positions:
             return name, "occurs twice; give each image its own id"
-        width, height = _whole(entry["width"]), _whole(entry["height"])
+        width, height = whole_number(entry["width"]), whole_number(entry["height"])
         if width is None or height is None or min(width, height) < 1:
             sides = (entry["width"], entry["height"])
             return name, f"has size {sides!r:.100}; width and height are positive whole numbers"
@@ -236,7 +209,7 @@ class _Annotations:
             labels=labels.astype(np.int64),
             crowds=crowds.astype(np.bool_),
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            areas=np.array([_area(entry.get("area")) for entry in right], dtype=np.float64),
+            areas=np.array([read_area(entry.get("area")) for entry in right], dtype=np.float64),
         )
         self._add_masks(right, images, boxes)
 
@@ -278,7 +251,7 @@ class _Annotations:
         problem = ""
         if number is None:
             problem = "lacks id"
-        elif not _is_packable(number) or type(number) is not (self.id_type or type(number)):
+        elif not is_packable(number) or type(number) is not (self.id_type or type(number)):
             problem, number = ID_REMEDY, None
         elif number in self.taken:
             problem = (
@@ -298,7 +271,7 @@ class _Annotations:
         try:
             if not isinstance(box, list) or len(box) != 4:
                 raise ValueError
-            numbers = box if _are_numbers(box) else [_number(value) for value in box]
+            numbers = box if are_numbers(box) else [read_number(value) for value in box]
             if not all(map(math.isfinite, numbers)):
                 self.found.add(
                     entry_name(entry), f"has box {box!r:.200}, which is not finite; mend it"
@@ -319,7 +292,7 @@ class _Annotations:
         shapes: list[tuple[int, list[list[float]], bytes]] = []
         for entry, image, box in zip(entries, images.tolist(), boxes, strict=True):
             try:
-                shapes.append(_mask(entry.get("segmentation"), self.sizes[image], box))
+                shapes.append(read_mask(entry.get("segmentation"), self.sizes[image], box))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 self._refuse(entry, str(error) or repr(error))
                 shapes.append((kinds.NO_MASK, [], b""))
@@ -370,83 +343,6 @@ class _Annotations:
         convert = str if self.id_type is str else int
         free = (convert(i) for i in count(1) if convert(i) not in self.taken)
         return pack_ids([next(free) if number is None else number for number in self.numbers])
-
-
-def _mask(mask: Any, size: Any, box: list[float]) -> tuple[int, list[list[float]], bytes]:
-    """Kind, polygons and run lengths of a segmentation.
-
-    The box itself, x, y, width and height, in place of a polygon means its rectangle.
-
-    Raises:
-        ValueError, KeyError, TypeError, OverflowError: it is none.
-    """
-    if not mask and not isinstance(mask, int | float):  # null, [], "" or {}
-        return kinds.NO_MASK, [], b""
-    if isinstance(mask, dict):
-        height, width = size.tolist()
-        if [_whole(side) for side in mask["size"]] != [height, width]:
-            raise ValueError(f"its size {mask['size']} is not the image's {[height, width]}")
-        return kinds.RUN_LENGTHS, [], encode(mask["counts"], height, width)
-    if not isinstance(mask, list):
-        raise ValueError(f"{mask!r:.100}")
-    polygons = mask if isinstance(mask[0], list) else [mask]
-    polygons = [list(map(_coordinate, p)) if not _are_numbers(p) else p for p in polygons]
-    if not all(map(math.isfinite, chain.from_iterable(polygons))):
-        raise ValueError("a coordinate is not finite")
-    valid = [p for p in polygons if len(p) % 2 == 0 and len(p) >= 6]
-    if valid:
-        return kinds.POLYGONS, valid, b""
-    if not any(polygons):
-        return kinds.NO_MASK, [], b""
-    if polygons == [box]:
-        x, y, width, height = box
-        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-        return kinds.POLYGONS, [corners], b""
-    return kinds.DEGENERATE, [], b""
-
-
-def _is_packable(number: Any) -> bool:
-    """Whether it is text, or a whole number that an array can hold."""
-    return type(number) is str or (type(number) is int and abs(number) < _LARGEST)
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return {*map(type, values)} <= {int, float}
-
-
-def _number(value: Any) -> float:
-    """A number, or the number that a text says.
-
-    Raises:
-        ValueError, TypeError, OverflowError: it is none.
-    """
-    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
-        raise ValueError(f"{value!r} is no number")
-    return float(value)
-
-
-def _coordinate(value: Any) -> float:
-    try:
-        return _number(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{value!r:.100} is no coordinate; give x, y, x, y, ...") from error
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, also as text or with a point; None if it is none."""
-    if type(value) is int:
-        return value if abs(value) < _LARGEST else None
-    try:
-        number = _number(value)
-        return int(number) if number.is_integer() and abs(number) < _LARGEST else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _area(value: Any) -> float:
-    """An area of the file in pixels; NaN if it cannot be one."""
-    valid = type(value) in (int, float) and 0 <= value < math.inf
-    return float(value) if valid else math.nan
 
 
 def entry_name(entry: Any) -> str:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from densedet.data import annotation_table as kinds
 from densedet.data.annotation_file import named_ids
-from densedet.data.annotation_reader import Faults
 from densedet.data.annotation_table import AnnotationTable
+from densedet.data.annotation_values import Faults
 from densedet.data.record_list import RecordColumns, image_records
 from densedet.data.suspicions import warn_of_placeholders
 from densedet.data.table_cache import annotation_table

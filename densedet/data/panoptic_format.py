@@ -23,7 +23,7 @@ from densedet.data.annotation_file import (
     vocabulary_ids,
     whole,
 )
-from densedet.data.annotation_reader import Faults
+from densedet.data.annotation_values import Faults
 from densedet.data.registration import is_registered
 from densedet.data.segment_map import MAX_ID
 from densedet.data.suspicions import warn_of_placeholders

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from densedet.data.annotation_file import datasets_root
-from densedet.data.annotation_reader import Faults
 from densedet.data.annotation_table import AnnotationTable
+from densedet.data.annotation_values import Faults
 from densedet.data.catalog import table_vocabulary
 from densedet.data.coco_format import image_paths
 from densedet.data.proposal_file import Proposals, read_proposal_file
