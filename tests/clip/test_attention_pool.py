@@ -86,7 +86,8 @@ def test_own_pool_resamples_positions_bilinearly_and_trains() -> None:
     x = maps(2, 16, 4, 2)
     pooled, dense = pool(x)
     expected = attend_all(pool, x, "bilinear")
-    assert torch.equal(pooled, expected[0]) and torch.equal(dense, expected[1])
+    torch.testing.assert_close(pooled, expected[0])
+    torch.testing.assert_close(dense, expected[1])
     assert not torch.allclose(dense, attend_all(pool, x, "bicubic")[1], atol=1e-4)
     (dense[:, 0].sum() + pooled[:, 1].sum()).backward()
     gradients = {name: p.grad for name, p in pool.named_parameters()}

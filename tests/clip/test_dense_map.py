@@ -74,8 +74,8 @@ def test_value_is_the_dense_map_of_forward_and_the_default(make_clip: Any) -> No
         visual = build_visual(make_clip(family))
         batch = images(64, 96)
         expected = visual(batch, pooled=False).dense
-        assert torch.equal(visual.dense_map(batch), expected)
-        assert torch.equal(visual.dense_map(batch, "value"), expected)
+        torch.testing.assert_close(visual.dense_map(batch), expected)
+        torch.testing.assert_close(visual.dense_map(batch, "value"), expected)
 
 
 @torch.no_grad()

@@ -187,8 +187,8 @@ def test_checkpointing_changes_nothing(make_clip: Any, family: str) -> None:
         assert found.dense is not None and found.pooled is not None
         value = found.dense[:, 1].sum() + found.pooled[:, 0].sum()
         results.append((value, torch.autograd.grad(value, pixels)[0]))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
 
 
 def test_resnet_takes_odd_sizes(make_clip: Any) -> None:
@@ -253,7 +253,7 @@ def test_resize_positions(make_clip: Any, family: str) -> None:
     for mode in ("bicubic", "crop"):
         visual.positions = mode
         results.append(visual.embed_locations(batch).dense)
-    assert torch.equal(*results)
+    torch.testing.assert_close(*results)
 
 
 def test_double_class_embedding(make_clip: Any) -> None:
@@ -264,7 +264,7 @@ def test_double_class_embedding(make_clip: Any) -> None:
     single = visual.embed_tokens(batch)
     visual.double_class_embedding = True
     double = visual.embed_tokens(batch)
-    assert torch.equal(single[:, 1:], double[:, 1:])
+    torch.testing.assert_close(single[:, 1:], double[:, 1:])
     torch.testing.assert_close(double[:, 0] - single[:, 0], tower.class_embedding.expand(2, -1))
 
 

@@ -46,9 +46,9 @@ def test_each_output_is_the_same_alone_and_with_the_others(visual: ClipVisual) -
     for name in visual.tap_names:
         alone = visual(batch, taps=[name], dense=False, pooled=False)
         assert alone.dense is None and alone.pooled is None and list(alone.taps) == [name]
-        assert torch.equal(alone.taps[name], everything.taps[name])
-    assert torch.equal(visual(batch, pooled=False).dense, everything.dense)
-    assert torch.equal(visual.embed_images(batch), everything.pooled)
+        torch.testing.assert_close(alone.taps[name], everything.taps[name])
+    torch.testing.assert_close(visual(batch, pooled=False).dense, everything.dense)
+    torch.testing.assert_close(visual.embed_images(batch), everything.pooled)
 
 
 @torch.no_grad()

@@ -147,8 +147,8 @@ def test_resnet_outputs(make_visual: Any) -> None:
     assert found[DENSE_EMBEDDING].shape == (2, 24, 2, 3)
     assert found[POOLED_EMBEDDING].shape == (2, 24)
     expected = trunk.visual.embed_locations(images(2, 3, 64, 96), ["layer3"])
-    assert torch.equal(found["res4"], expected.taps["layer3"])
-    assert torch.equal(found[DENSE_EMBEDDING], expected.dense)
+    torch.testing.assert_close(found["res4"], expected.taps["layer3"])
+    torch.testing.assert_close(found[DENSE_EMBEDDING], expected.dense)
 
 
 def test_resnet_takes_odd_sizes(make_visual: Any) -> None:

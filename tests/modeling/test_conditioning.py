@@ -40,7 +40,7 @@ def test_at_the_start_the_image_adds_nothing() -> None:
     contexts, dense, pooled = inputs()
     static = make("static")(contexts, dense, pooled)
     assert torch.equal(static, contexts.expand(3, -1, -1))
-    assert torch.equal(make("add")(contexts, dense, pooled), static)
+    torch.testing.assert_close(make("add")(contexts, dense, pooled), static)
     further = make("concat")(contexts, dense, pooled)
     assert torch.equal(further[:, :CONTEXTS], static) and not further[:, CONTEXTS:].any()
 
@@ -78,7 +78,7 @@ def test_images_get_contexts_of_their_own(mode: str) -> None:
     assert model.extra_contexts == (mode == "concat")
     assert ((found[0] - found[1]).abs().max() > 1e-3) == (mode != "static")
     changed = torch.cat([pooled[:2], -pooled[2:]])
-    assert torch.equal(model(contexts, dense, changed)[:2], found[:2])
+    torch.testing.assert_close(model(contexts, dense, changed)[:2], found[:2])
     brighter = model(contexts, dense, 7 * pooled)
     if mode in ("add", "concat"):
         torch.testing.assert_close(brighter, found)

@@ -20,11 +20,11 @@ def test_p7_without_relu_is_another() -> None:
         ours.load_state_dict(stock.state_dict())
         outputs[relu] = ours(feature)
         assert [tuple(x.shape) for x in outputs[relu]] == [(2, 5, 5, 7), (2, 5, 3, 4)]
-    assert torch.equal(outputs[True][0], expected[0])
-    assert torch.equal(outputs[True][1], expected[1])
-    assert torch.equal(outputs[False][0], expected[0])
+    torch.testing.assert_close(outputs[True][0], expected[0])
+    torch.testing.assert_close(outputs[True][1], expected[1])
+    torch.testing.assert_close(outputs[False][0], expected[0])
     assert (outputs[False][1] - expected[1]).abs().max() > 0.1 * expected[1].abs().max()
-    assert torch.equal(outputs[False][1], stock.p7(expected[0]))
+    torch.testing.assert_close(outputs[False][1], stock.p7(expected[0]))
 
 
 def test_p6p7_defaults() -> None:

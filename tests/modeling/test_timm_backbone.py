@@ -63,8 +63,8 @@ def test_the_pool_sees_the_last_level() -> None:
     found = backbone(images(1, 3, 64, 96))
     assert backbone.pool is not None
     pooled, dense = attend_all(backbone.pool, found["res5"], "bilinear")
-    assert torch.equal(found[POOLED_EMBEDDING], pooled)
-    assert torch.equal(found[DENSE_EMBEDDING], dense)
+    torch.testing.assert_close(found[POOLED_EMBEDDING], pooled)
+    torch.testing.assert_close(found[DENSE_EMBEDDING], dense)
 
 
 def test_without_embeddings() -> None:
