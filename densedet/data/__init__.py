@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from densedet.data.cityscapes import register_cityscapes
     from densedet.data.coco_benchmarks import register_coco_panoptic, register_coco_stuff_164k
     from densedet.data.coco_format import load_coco_format
-    from densedet.data.detection_benchmarks import register_objects365, register_open_vocabulary
+    from densedet.data.detection_benchmarks import (
+        register_coco_detection,
+        register_objects365,
+        register_open_vocabulary,
+    )
     from densedet.data.images import read_image
     from densedet.data.loader import build_test_loader, build_train_loader
     from densedet.data.mapper import DetectionMapper
@@ -76,6 +80,7 @@ __all__ = [
     "register_all",
     "register_cityscapes",
     "register_clipself",
+    "register_coco_detection",
     "register_coco_format",
     "register_coco_panoptic",
     "register_coco_stuff10k",
@@ -119,6 +124,7 @@ _MODULES = {
     "register_all": "benchmarks",
     "register_cityscapes": "cityscapes",
     "register_clipself": "region_images",
+    "register_coco_detection": "detection_benchmarks",
     "register_coco_format": "catalog",
     "register_coco_panoptic": "coco_benchmarks",
     "register_coco_stuff10k": "semantic_benchmarks",

@@ -68,6 +68,17 @@ _CONTEXT = tuple(
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {
+        "coco": Benchmark(
+            "COCO 2017 detection, 80 classes",
+            {"coco_train": 118_287, "coco_val": 5_000},
+            _coco(
+                "annotations/instances_train2017.json",
+                "annotations/instances_val2017.json",
+                *_COCO_IMAGES,
+            ),
+            detection.COCO_HINT,
+            detection.register_coco_detection,
+        ),
         "ov_coco": Benchmark(
             "OV-COCO, 48 seen and 17 unseen classes",
             {"ov_coco_train_seen": 118_287, "ov_coco_val": 4_836},

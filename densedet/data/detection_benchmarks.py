@@ -52,7 +52,26 @@ class _BuiltIn:
 # OV-COCO: the 48/17 split of Bansal et al. (arXiv 1804.04340) in the form of OVR-CNN (arXiv
 # 2011.10678): 107,761 training images have seen annotations; the 4,836 validation images with an
 # annotation of the 65 classes are tested. OV-LVIS (ViLD, arXiv 2104.13921): the rare are unseen.
+# COCO itself: 1,021 training and 48 validation images have no annotation, and all are tested.
 _BUILT_IN = (
+    _BuiltIn(
+        "coco_train",
+        "coco/annotations/instances_train2017.json",
+        "coco/train2017",
+        "coco",
+        "coco",
+        COCO_HINT,
+        {"expected_annotated": 117_266},
+    ),
+    _BuiltIn(
+        "coco_val",
+        "coco/annotations/instances_val2017.json",
+        "coco/val2017",
+        "coco",
+        "coco",
+        COCO_HINT,
+        {"expected_annotated": 4_952},
+    ),
     _BuiltIn(
         "ov_coco_train_seen",
         "coco/annotations/instances_train2017.json",
@@ -98,9 +117,27 @@ def register_open_vocabulary(prefix: str, root: str | os.PathLike[str] | None = 
     Raises:
         DatasetError: one of the names is taken by another data set.
     """
+    _register(prefix, root)
+
+
+def register_coco_detection(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``coco_{train,val}``: 118,287 and 5,000 images, 80 classes by their ids.
+
+    They are the files of Detectron2's ``coco_2017_{train,val}``, with the same class indices.
+
+    Args:
+        root: see :func:`register_open_vocabulary`.
+
+    Raises:
+        DatasetError: one of the names is taken by another data set.
+    """
+    _register("coco", root)
+
+
+def _register(vocabulary: str, root: str | os.PathLike[str] | None) -> None:
     folder = datasets_root(root)
     for entry in _BUILT_IN:
-        if entry.vocabulary == prefix:
+        if entry.vocabulary == vocabulary:
             register_coco_format(
                 entry.name,
                 folder / entry.json_file,

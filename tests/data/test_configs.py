@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import PolygonMasks
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -124,24 +125,9 @@ def test_config_builds(
     assert isinstance(instantiate(dataloader.evaluator), evaluator)
 
 
-def test_coco(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataloader = LazyConfig.load(str(FOLDER / "coco.py")).dataloader
-    dataloader.train.update(total_batch_size=2, num_workers=0)
+def test_coco(layout: Path) -> None:
+    dataloader = _load("coco.py")
     dataloader.train.mapper.use_instance_mask = True
-    dataloader.test.num_workers = 0
-    # the names are Detectron2's, whose root was read when it was imported
-    for part in ("train", "val"):
-        name = f"coco_2017_{part}"
-        labels = Vocabulary.named("coco").labels
-        assert tuple(MetadataCatalog.get(name).thing_classes) == labels
-        here = f"here_{part}"
-        files = (
-            layout / f"coco/annotations/instances_{part}2017.json",
-            layout / f"coco/{part}2017",
-        )
-        register_coco_instances(here, {}, *map(str, files))
-        assert dataloader["test" if part == "val" else part].dataset.names == name
-        dataloader["test" if part == "val" else part].dataset.names = here
     batch = next(iter(instantiate(dataloader.train)))
     for sample in batch:
         assert sample["image"].shape == (3, 800, 1000)
@@ -150,7 +136,50 @@ def test_coco(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(sample["instances"].gt_masks, PolygonMasks)
     tests = list(instantiate(dataloader.test))
     assert [tuple(sample["image"].shape) for (sample,) in tests] == [(3, 800, 1000)] * 3
-    assert type(instantiate(dataloader.evaluator)) is COCOEvaluator
+
+
+def test_coco_is_detectron2s_coco_2017_from_checked_records(layout: Path) -> None:
+    dataloader = _load("coco.py")
+    for part, name in (("train", "train"), ("test", "val")):
+        assert dataloader[part].dataset.names == f"coco_{name}"
+        files = (
+            layout / f"coco/annotations/instances_{name}2017.json",
+            layout / f"coco/{name}2017",
+        )
+        register_coco_instances(f"plain_{name}", {}, *map(str, files))
+        ours, plain = (DatasetCatalog.get(f"{kind}_{name}") for kind in ("coco", "plain"))
+        for record, other in zip(ours, plain, strict=True):
+            assert {key: record[key] for key in other if key != "annotations"} == {
+                key: value for key, value in other.items() if key != "annotations"
+            }
+            for annotation, like in zip(record["annotations"], other["annotations"], strict=True):
+                assert annotation == like
+        official, metadata = (MetadataCatalog.get(f"{k}_{name}") for k in ("coco_2017", "coco"))
+        assert metadata.thing_classes == official.thing_classes
+        ids = official.thing_dataset_id_to_contiguous_id
+        assert metadata.thing_dataset_id_to_contiguous_id == ids
+    evaluator = instantiate(dataloader.evaluator)
+    assert type(evaluator) is OpenVocabularyCOCOEvaluator
+    figures = [_evaluate(e) for e in (evaluator, COCOEvaluator("plain_val"))]
+    for task in ("bbox", "segm"):
+        for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+            assert figures[0][task][key] == pytest.approx(figures[1][task][key], nan_ok=True)
+        assert 0 < figures[0][task]["AP"] < 100
+
+
+def _evaluate(evaluator: COCOEvaluator) -> dict[str, Any]:
+    """Of one object that is found, one that is found a little beside it, and one that is not."""
+    evaluator.reset()
+    for image_id, index, shift in ((1, 0, 0), (5, 4, 6), (10, 3, 0)):
+        mask = torch.zeros(1, 80, 100, dtype=torch.bool)
+        mask[0, 10:70, 10 + shift : 90 + shift] = True
+        instances = Instances((80, 100))
+        instances.pred_boxes = Boxes(torch.tensor([[10.0 + shift, 10, 90 + shift, 70]]))
+        instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([index])
+        instances.pred_masks = mask
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    found: dict[str, Any] = evaluator.evaluate()
+    return found
 
 
 VOC, CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"

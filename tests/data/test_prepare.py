@@ -101,8 +101,8 @@ def test_missing_archive_is_explained(tmp_path: Path) -> None:
         assert all(file in str(caught.value) for file in files)
         assert all(file in dataset_state(name, tmp_path).text for file in files)
         assert "http" in benchmark.hint and "<root>/" in benchmark.hint
-    with pytest.raises(DatasetError, match="no data set named 'coco'; choose one of ov_coco, "):
-        prepare_dataset("coco", tmp_path)
+    with pytest.raises(DatasetError, match="no data set named 'voc'; choose one of coco, "):
+        prepare_dataset("voc", tmp_path)
 
 
 def test_states(ade: Path, tmp_path: Path) -> None:

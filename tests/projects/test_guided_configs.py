@@ -129,7 +129,7 @@ def test_the_published_recipes_of_coco(name, lr):
     for iteration, expected in rates.items():
         assert schedule(iteration / 87960) == pytest.approx(expected, rel=1e-6), iteration
     train, test = cfg.dataloader.train, cfg.dataloader.test
-    assert (train.total_batch_size, train.dataset.names) == (16, "coco_2017_train")
+    assert (train.total_batch_size, train.dataset.names) == (16, "coco_train")
     for resize in (train.mapper.augmentations[0], test.mapper.augmentations[0]):
         assert resize.max_size == 1333
     assert train.mapper.augmentations[0].short_edge_length == [800]

@@ -1,12 +1,12 @@
 """COCO 2017, 80 classes, boxes and masks; the short side has 800 pixels, the long one up to 1333.
 
-The data sets are those that Detectron2 registers below ``DETECTRON2_DATASETS``.
+The files are those of Detectron2's ``coco_2017_train`` and ``coco_2017_val``, below
+``DETECTRON2_DATASETS``.
 """
 
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 from densedet.data import (
@@ -14,12 +14,15 @@ from densedet.data import (
     ResizeShortestEdge,
     build_test_loader,
     build_train_loader,
+    register_coco_detection,
 )
+from densedet.evaluation import OpenVocabularyCOCOEvaluator
 
 dataloader = OmegaConf.create()
+dataloader.register = [L(register_coco_detection)()]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=True),
+    dataset=L(get_detection_dataset_dicts)(names="coco_train", filter_empty=True),
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=[
@@ -34,7 +37,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+    dataset=L(get_detection_dataset_dicts)(names="coco_val", filter_empty=False),
     mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=[
@@ -44,4 +47,6 @@ dataloader.test = L(build_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")
+dataloader.evaluator = L(OpenVocabularyCOCOEvaluator)(
+    dataset_name="${..test.dataset.names}",
+)
