@@ -4,36 +4,23 @@ Format: https://cocodataset.org/#format-data: a JSON file with the segments of e
 an image whose colours are the segment ids.
 """
 
-import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densedet.data.annotation_file import (
-    ID_REMEDY,
-    category_names,
-    is_id,
-    read_annotation_file,
-    vocabulary_ids,
-    whole,
-)
-from densedet.data.annotation_values import Faults
+from densedet.data.annotation_file import read_annotation_file
+from densedet.data.panoptic_reader import ImageFile, PanopticReader
 from densedet.data.registration import is_registered
-from densedet.data.segment_map import MAX_ID
 from densedet.data.suspicions import warn_of_placeholders
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
-
-ImageFile = Callable[[dict[str, Any]], str]
-"""From an entry of the list "images" to its file below the folder of the images."""
 
 
 def load_panoptic_format(
@@ -72,186 +59,88 @@ def load_panoptic_format(
             unknown image; ids occur twice; a box is not four finite numbers. The message names the
             file and the first ten faulty records, and says how many there are.
     """
-    data = read_annotation_file(json_file, hint)
-    return _Reader(Path(json_file), data, vocabulary, image_file).records(image_root, panoptic_root)
+    return _panoptic_file(
+        json_file, image_root, panoptic_root, vocabulary, hint, image_file
+    ).records()
 
 
-class _Reader:
-    """The checks on one panoptic file."""
+@dataclass(frozen=True)
+class _PanopticFile:
+    """A panoptic file that was decoded and checked: once in a process, for all that ask.
 
-    def __init__(
-        self, path: Path, data: Mapping[str, Any], vocabulary: Vocabulary, image_file: ImageFile
-    ) -> None:
-        self.path, self.image_file = path, image_file
-        self.faults = Faults(f"panoptic file {path}")
-        self.vocabulary = vocabulary
-        self.annotations: list[dict[str, Any]] = data["annotations"]
-        self.indices = vocabulary_ids(data, path, vocabulary)
-        self._check_categories(data)
-        self.without_area = 0
-        self.images: dict[int | str, dict[str, Any]] = {}
-        for image in data["images"]:
-            with self._collected():
-                self._add_image(image)
-        self.faults.check()
+    Attributes:
+        indices: category id of the file -> index in the vocabulary.
+        packed: the records as bytes, a fraction of the memory of the objects; each reader gets its
+            own objects.
+        outline: likewise "images" and "categories" as they are in the file.
+    """
 
-    def error(self, record: str, problem: str) -> DatasetError:
-        return DatasetError(f"{self.faults.file}: {record} {problem}")
+    indices: Mapping[int, int]
+    packed: bytes
+    outline: bytes
 
-    @contextmanager
-    def _collected(self) -> Iterator[None]:
-        """Note what is wrong with a record, so that all faults are said at once."""
-        try:
-            yield
-        except DatasetError as error:
-            self.faults.add(str(error).removeprefix(f"{self.faults.file}: "))
-
-    def _check_categories(self, data: Mapping[str, Any]) -> None:
-        things = {entry["id"]: entry.get("isthing") for entry in data["categories"]}
-        for category_id, name in category_names(data, self.path).items():
-            if category_id not in self.indices:
-                raise self.error(
-                    f"category {name!r}",
-                    f"is not in the vocabulary of {len(self.vocabulary)} categories; give the "
-                    "vocabulary of this file",
-                )
-            kind = self.vocabulary.kinds[self.indices[category_id]]
-            if things[category_id] != int(kind == "thing"):
-                raise self.error(
-                    f"category {name!r}",
-                    f"has isthing={things[category_id]!r:.50}, but is {kind} in the vocabulary; "
-                    "make them agree",
-                )
-
-    def _add_image(self, image: dict[str, Any]) -> None:
-        keys = {"id", "width", "height", "file_name"}
-        if not isinstance(image, dict) or not keys <= image.keys():
-            raise self.error(f"image {image!r:.200}", f"needs {', '.join(sorted(keys))}")
-        image_id = whole(image["id"])
-        if not is_id(image_id, self.images):
-            raise self.error(f"image {image!r:.200}", ID_REMEDY)
-        sides = (whole(image["width"]), whole(image["height"]))
-        if not all(type(side) is int and side > 0 for side in sides):
-            raise self.error(
-                f"image {image_id}",
-                f"has size {sides!r:.100}; width and height are positive whole numbers",
-            )
-        if not isinstance(image["file_name"], str):
-            raise self.error(f"image {image_id}", "has a 'file_name' that is no text; mend it")
-        if image_id in self.images:
-            raise self.error(f"image {image_id}", "occurs twice; give each image its own id")
-        self.images[image_id] = {**image, "id": image_id, "width": sides[0], "height": sides[1]}
-
-    def records(
-        self, image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
-    ) -> list[dict[str, Any]]:
-        found: dict[int | str, dict[str, Any]] = {}
-        for annotation in self.annotations:
-            with self._collected():
-                image = self._image(annotation)
-                if image["id"] in found:
-                    raise self.error(
-                        _name(annotation), "occurs twice; give each image one list of segments"
-                    )
-                found[image["id"]] = {
-                    "file_name": os.path.join(os.fspath(image_root), self.image_file(image)),
-                    "height": image["height"],
-                    "width": image["width"],
-                    "image_id": image["id"],
-                    "pan_seg_file_name": os.path.join(
-                        os.fspath(panoptic_root), annotation["file_name"]
-                    ),
-                    "segments_info": self._segments(annotation),
-                }
-        self.faults.check()
-        logger.info("%s: %d images, %d of them annotated", self.path, len(self.images), len(found))
-        if self.without_area:
-            logger.warning(
-                "%s: %d segments have no area above 0; their pixels in the PNGs count instead",
-                self.path,
-                self.without_area,
-            )
-        return [found[i] for i in sorted(found)]
-
-    def _image(self, annotation: dict[str, Any]) -> dict[str, Any]:
-        """The image of an annotation whose outline is right."""
-        keys = {"image_id", "file_name", "segments_info"}
-        if not isinstance(annotation, dict) or not keys <= annotation.keys():
-            raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
-        name, image_id = _name(annotation), whole(annotation["image_id"])
-        if not is_id(image_id) or image_id not in self.images:
-            raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
-        if not isinstance(annotation["file_name"], str):
-            raise self.error(name, "has a 'file_name' that is no text; mend it")
-        if not isinstance(annotation["segments_info"], list):
-            raise self.error(name, "has 'segments_info' that is no list")
-        return self.images[image_id]
-
-    def _segments(self, annotation: dict[str, Any]) -> list[dict[str, Any]]:
-        segments: dict[int, dict[str, Any]] = {}
-        for entry in annotation["segments_info"]:
-            with self._collected():
-                segment = self._segment(entry, _name(annotation))
-                if segment["id"] in segments:
-                    raise self.error(
-                        f"segment {segment['id']} in {_name(annotation)}",
-                        "occurs twice; give each segment its own id",
-                    )
-                segments[segment["id"]] = segment
-        return list(segments.values())
-
-    def _segment(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
-        if not isinstance(entry, dict) or not {"id", "category_id"} <= entry.keys():
-            raise self.error(f"segment {entry!r:.200} in {name}", "needs category_id, id")
-        number, category = whole(entry["id"]), whole(entry["category_id"])
-        record = f"segment {entry['id']!s:.50} in {name}"
-        if type(number) is not int or not 1 <= number <= MAX_ID:
-            raise self.error(record, "has an id that no segment in a PNG has; mend it")
-        index = self.indices.get(category) if is_id(category) else None
-        if index is None:
-            raise self.error(record, f"has category_id {category!s:.50}, which 'categories' lacks")
-        if entry.get("iscrowd", 0) not in (0, 1):
-            raise self.error(record, f"has iscrowd={entry['iscrowd']!r:.50}; give 0 or 1")
-        area = _area(entry.get("area"))
-        self.without_area += area is None
-        return {
-            "id": number,
-            "category_id": index,
-            "isthing": self.vocabulary.kinds[index] == "thing",
-            **({"bbox": self._box(entry["bbox"], record)} if entry.get("bbox") else {}),
-            "iscrowd": int(entry.get("iscrowd", 0)),
-            **({} if area is None else {"area": area}),
-        }
-
-    def _box(self, box: Any, record: str) -> list[float]:
-        try:
-            x, y, width, height = map(float, box if isinstance(box, list) else ())
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.error(
-                record, f"has box {box!r:.200}; give four numbers x, y, width, height"
-            ) from error
-        if not all(map(math.isfinite, (x, y, width, height))) or min(width, height) < 0:
-            raise self.error(
-                record,
-                f"has box {box!r:.200}, which is not finite or has a negative side; mend it",
-            )
-        return [x, y, width, height]
+    def records(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = pickle.loads(self.packed)
+        return found
 
 
-def _name(annotation: Mapping[str, Any]) -> str:
-    """What a message calls an annotation."""
-    return f"the annotation of image {annotation['image_id']!s:.100}"
-
-
-def _area(value: Any) -> float | None:
-    """A number above 0, also as text; None if it is none."""
+def _panoptic_file(
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    panoptic_root: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    hint: str,
+    image_file: ImageFile,
+) -> _PanopticFile:
+    """Decode a file, unless that was done since its size and its time of change are the same."""
+    path, roots = Path(json_file), (os.fspath(image_root), os.fspath(panoptic_root))
     try:
-        area = float(value) if type(value) in (int, float, str) else 0.0
-    except (ValueError, OverflowError):
-        return None
-    if not 0 < area < math.inf:
-        return None
-    return int(area) if area.is_integer() else area
+        state = path.stat()
+    except OSError:
+        read_annotation_file(path, hint)  # which says what is wrong
+        raise
+    return _decoded(path, state.st_size, state.st_mtime_ns, roots, vocabulary, image_file)
+
+
+@lru_cache(maxsize=4)
+def _decoded(
+    path: Path,
+    _size: int,
+    _time: int,
+    roots: tuple[str, str],
+    vocabulary: Vocabulary,
+    image_file: ImageFile,
+) -> _PanopticFile:
+    data = read_annotation_file(path)
+    reader = PanopticReader(path, data, vocabulary, image_file)
+    outline = {key: data[key] for key in ("images", "categories")}
+    return _PanopticFile(
+        reader.indices, pickle.dumps(reader.records(*roots)), pickle.dumps(outline)
+    )
+
+
+def panoptic_outline(dataset_name: str) -> tuple[dict[str, Any], Mapping[int, int]]:
+    """The lists "images" and "categories" of a registered data set's file.
+
+    Args:
+        dataset_name: registered by :func:`register_panoptic_format`.
+
+    Returns:
+        The lists by their names, and category id of the file -> index in the vocabulary.
+
+    Raises:
+        DatasetError: as :func:`load_panoptic_format`.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    file = _panoptic_file(
+        metadata.panoptic_json,
+        metadata.image_root,
+        metadata.panoptic_root,
+        metadata.vocabulary,
+        "",
+        metadata.image_file,
+    )
+    return pickle.loads(file.outline), file.indices
 
 
 def register_panoptic_format(
@@ -291,12 +180,11 @@ def register_panoptic_format(
         return
 
     def load() -> list[dict[str, Any]]:
-        data = read_annotation_file(json_file, hint)
-        reader = _Reader(Path(json_file), data, vocabulary, image_file)
+        file = _panoptic_file(json_file, image_root, panoptic_root, vocabulary, hint, image_file)
         for kind in ("thing", "stuff"):
-            ids = {i: n for i, n in reader.indices.items() if vocabulary.kinds[n] == kind}
+            ids = {i: n for i, n in file.indices.items() if vocabulary.kinds[n] == kind}
             MetadataCatalog.get(name).set(**{f"{kind}_dataset_id_to_contiguous_id": ids})
-        records = reader.records(image_root, panoptic_root)
+        records = file.records()
         warn_of_placeholders(vocabulary.labels, arguments["json_file"])
         if records and not os.path.isfile(records[0]["pan_seg_file_name"]):
             raise DatasetError(
@@ -313,6 +201,7 @@ def register_panoptic_format(
         image_root=arguments["image_root"],
         panoptic_root=arguments["panoptic_root"],
         panoptic_json=arguments["json_file"],
+        image_file=image_file,
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
         label_divisor=1000,

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densedet.data.annotation_file import read_annotation_file, vocabulary_ids
+from densedet.data.panoptic_format import panoptic_outline
 from densedet.data.segment_map import read_segment_map, write_segment_map
 from densedet.errors import DatasetError
 from densedet.evaluation.evaluator import OpenVocabularyEvaluator, check_complete
@@ -191,8 +191,7 @@ class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
 
     def _write(self, path: Path, predicted: Mapping[ImageId, Segments]) -> None:
         """Write COCO's panoptic format, with the category ids of the truth."""
-        truth = read_annotation_file(self._json_file)
-        indices = vocabulary_ids(truth, self._json_file, self.vocabulary)
+        outline, indices = panoptic_outline(self.dataset_name)
         category_ids = {index: category_id for category_id, index in indices.items()}
         annotations = [
             {
@@ -205,8 +204,7 @@ class OpenVocabularyPanopticEvaluator(OpenVocabularyEvaluator):
             }
             for image_id, image in self._truth.items()
         ]
-        content = {key: truth[key] for key in ("images", "categories")}
-        write_text(path, json.dumps({**content, "annotations": annotations}))
+        write_text(path, json.dumps({**outline, "annotations": annotations}))
 
 
 def _compact(ids: Tensor) -> NDArray[np.integer]:
