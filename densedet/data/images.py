@@ -200,12 +200,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     name = os.fspath(path)
     with open_image(name, header_only=True) as image:
-        try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION)
-        except Exception:  # Detectron2 reads an image with broken EXIF data as if it had none
-            orientation = None
         size = image.height, image.width
-        return size[::-1] if orientation in _EXIF_TRANSPOSED else size
+        return size[::-1] if _orientation(image) in _EXIF_TRANSPOSED else size
 
 
 def exif_orientation(path: str | os.PathLike[str]) -> int:
@@ -215,12 +211,16 @@ def exif_orientation(path: str | os.PathLike[str]) -> int:
         ImageError: the file is missing or is not an image.
     """
     name = os.fspath(path)
-    with reading(name), Image.open(name) as image:
-        try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION)
-        except Exception:  # as in image_size
-            return 1
-        return orientation if orientation in range(1, 9) else 1
+    with open_image(name, header_only=True) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # Detectron2 reads an image with broken EXIF data as if it had none
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 @contextmanager
@@ -279,16 +279,23 @@ def check_image_size(record: Mapping[str, Any], width: int, height: int) -> None
     if stated != (width, height):
         raise DatasetError(
             f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"annotation record says {stated[0]}x{stated[1]}; {_size_remedy(record, width, height)}"
+            f"annotation record says {stated[0]}x{stated[1]}; "
+            f"{size_remedy(record['file_name'], stated, (width, height))}"
         )
 
 
-def _size_remedy(record: Mapping[str, Any], width: int, height: int) -> str:
-    """What to do about an image of this size, which is not that of its record."""
-    path = record["file_name"]
-    swapped = (record.get("width"), record.get("height")) == (height, width)
-    if swapped and exif_orientation(path) in _EXIF_TRANSPOSED:
-        followed = image_size(path) == (height, width)
+def size_remedy(
+    path: str | os.PathLike[str], annotated: tuple[int, int], found: tuple[int, int]
+) -> str:
+    """What to do about an image whose size is not that of its annotation.
+
+    Args:
+        path: of the image.
+        annotated: width and height of the annotation, pixels.
+        found: those of the image as it was read.
+    """
+    if annotated == found[::-1] and exif_orientation(path) in _EXIF_TRANSPOSED:
+        followed = image_size(path) == annotated
         what = "as it is stored" if followed else "as that tag turns it"
         return (
             f"its EXIF tag turns it by 90 degrees, and the annotations are for the image {what}: "

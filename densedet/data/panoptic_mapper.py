@@ -10,7 +10,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from densedet.data.images import check_image_size, read_image
+from densedet.data.images import check_image_size
+from densedet.data.orientation import read_pixels
 from densedet.data.region_truth import check_segments, read_segments
 from densedet.errors import ConfigError, DatasetError
 from densedet.vocabulary import Vocabulary
@@ -30,6 +31,7 @@ class PanopticMapper:
         augmentations: applied in order, see :mod:`densedet.data.transforms`.
         vocabulary: of the data set; says which categories are unseen.
         ignore_value: label of the pixels that count nowhere.
+        apply_exif: see :class:`densedet.data.DetectionMapper`; segment maps are never turned.
 
     Raises:
         ConfigError: ``ignore_value`` is the index of a category.
@@ -41,6 +43,8 @@ class PanopticMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         vocabulary: Vocabulary,
         ignore_value: int = 255,
+        *,
+        apply_exif: bool = True,
     ) -> None:
         if 0 <= ignore_value < len(vocabulary):
             raise ConfigError(
@@ -51,6 +55,7 @@ class PanopticMapper:
         self.augmentations = T.AugmentationList(list(augmentations))
         self.vocabulary = vocabulary
         self.ignore_value = ignore_value
+        self.apply_exif = apply_exif
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one record.
@@ -70,7 +75,7 @@ class PanopticMapper:
             DatasetError: the sizes differ, or a segment lacks a key or has no category.
         """
         record = copy.deepcopy(dataset_dict)
-        image = read_image(record["file_name"])
+        image = read_pixels(record["file_name"], self.apply_exif)
         height, width = image.shape[:2]
         check_image_size(record, width, height)
         record["width"], record["height"] = width, height

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densedet.data.images import check_image_size, read_image
+from densedet.data.images import check_image_size, size_remedy
+from densedet.data.orientation import read_pixels
 from densedet.data.segment_map import read_segment_map
 from densedet.errors import DatasetError
 from densedet.regions.crops import crop_rectangles
@@ -32,6 +33,7 @@ class RegionTruthMapper:
         crop_enlarge: factor on the sides of a thing's crop; 1.5 in CLIPSelf.
         max_segments: segments considered in an image.
         mask_antialias: see :func:`densedet.regions.masks.mask_cells`; off in CLIPSelf.
+        apply_exif: see :class:`densedet.data.DetectionMapper`; segment maps are never turned.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class RegionTruthMapper:
         crop_enlarge: float = 1.5,
         max_segments: int = 100,
         mask_antialias: bool = False,
+        apply_exif: bool = True,
     ) -> None:
         self.size = size
         self.stride = stride
         self.crop_enlarge = crop_enlarge
         self.max_segments = max_segments
         self.mask_antialias = mask_antialias
+        self.apply_exif = apply_exif
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one record.
@@ -65,7 +69,7 @@ class RegionTruthMapper:
             ImageError: the image or the segment map is missing, truncated or not an image.
             DatasetError: the sizes differ, or a segment lacks a key or is not in the map.
         """
-        image = read_image(dataset_dict["file_name"])
+        image = read_pixels(dataset_dict["file_name"], self.apply_exif)
         height, width = image.shape[:2]
         check_image_size(dataset_dict, width, height)
         segment_map = read_segments(dataset_dict, width, height)
@@ -132,8 +136,8 @@ def read_segments(record: dict[str, Any], width: int, height: int) -> Tensor:
     if ids.shape != (height, width):
         raise DatasetError(
             f"image {record['file_name']} is {width}x{height} pixels (width x height), but its "
-            f"segment map {path} is {ids.shape[1]}x{ids.shape[0]}; they belong to different "
-            "versions of the data set: fetch them again"
+            f"segment map {path} is {ids.shape[1]}x{ids.shape[0]}; "
+            f"{size_remedy(record['file_name'], ids.shape[::-1], (width, height))}"
         )
     return torch.from_numpy(ids.astype(np.int32))
 

@@ -10,7 +10,8 @@ import torch
 from detectron2.data import transforms as T
 from numpy.typing import DTypeLike
 
-from densedet.data.images import check_image_size, label_map_size, read_image, read_label_map
+from densedet.data.images import check_image_size, label_map_size, read_label_map, size_remedy
+from densedet.data.orientation import read_pixels
 from densedet.errors import ConfigError, DatasetError
 
 
@@ -71,6 +72,7 @@ class SemanticMapper:
         augmentations: applied in order, see :mod:`densedet.data.transforms`; Detectron2's own that
             resize take 8-bit labels only.
         num_classes, ignore_value: see :class:`LabelReader`.
+        apply_exif: see :class:`densedet.data.DetectionMapper`; label maps are never turned.
 
     Raises:
         ConfigError: as :class:`LabelReader`.
@@ -82,10 +84,13 @@ class SemanticMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         num_classes: int,
         ignore_value: int = 255,
+        *,
+        apply_exif: bool = True,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.read_labels = LabelReader(num_classes, ignore_value)
+        self.apply_exif = apply_exif
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one record.
@@ -104,7 +109,7 @@ class SemanticMapper:
                 has a label that is no class.
         """
         record = copy.deepcopy(dataset_dict)
-        image = read_image(record["file_name"])
+        image = read_pixels(record["file_name"], self.apply_exif)
         height, width = image.shape[:2]
         check_image_size(record, width, height)
         record["width"], record["height"] = width, height
@@ -127,6 +132,6 @@ def _check_label_size(record: dict[str, Any], size: tuple[int, int]) -> None:
     if (height, width) != size:
         raise DatasetError(
             f"label map {name} is {width}x{height} pixels (width x height), but its image "
-            f"{record['file_name']} is {size[1]}x{size[0]}; one of the two belongs to another "
-            "version of the data set"
+            f"{record['file_name']} is {size[1]}x{size[0]}; "
+            f"{size_remedy(record['file_name'], (width, height), size[::-1])}"
         )

@@ -12,13 +12,18 @@ from PIL import Image
 
 from densedet.data import (
     DetectionMapper,
+    PanopticMapper,
     RegionMapper,
+    RegionTruthMapper,
+    SemanticMapper,
     build_test_loader,
     build_train_loader,
     load_coco_format,
     read_image,
 )
+from densedet.data.images import exif_orientation
 from densedet.data.orientation import look_at_images, read_pixels
+from densedet.data.segment_map import write_segment_map
 from densedet.errors import DatasetError, ImageError
 from densedet.regions import Regions
 from densedet.vocabulary import Vocabulary
@@ -61,6 +66,48 @@ def test_the_message_names_the_tag_and_the_way_out(
         build([record], right)
         with pytest.raises(DatasetError, match=message):
             build([record], wrong)
+
+
+MAPPERS: dict[str, Callable[[bool], Any]] = {
+    "semantic": lambda value: SemanticMapper(True, [], 3, apply_exif=value),
+    "panoptic": lambda value: PanopticMapper(
+        True, [], Vocabulary.parse("cat;dog"), apply_exif=value
+    ),
+    "regions": lambda value: RegionTruthMapper(32, 8, apply_exif=value),
+}
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["size in the record", "size of the map"])
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("kind", MAPPERS)
+def test_maps_may_be_of_the_stored_or_of_the_upright_image(
+    kind: str, stored: bool, stated: bool, tmp_path: Path
+) -> None:
+    width, height = (20, 12) if stored else (12, 20)
+    record: dict[str, Any] = {
+        "file_name": str(_save(tmp_path / "a.png", 6)),
+        "image_id": 1,
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        "pan_seg_file_name": str(tmp_path / "segments.png"),
+        "segments_info": [{"id": 7, "category_id": 1, "isthing": True, "iscrowd": 0}],
+        **({"width": width, "height": height} if stated else {}),
+    }
+    Image.fromarray(np.ones((height, width), dtype=np.uint8)).save(tmp_path / "labels.png")
+    write_segment_map(tmp_path / "segments.png", np.full((height, width), 7, dtype=np.uint32))
+    sample = MAPPERS[kind](not stored)(record)
+    assert sample["image"].shape[1:] == (height, width)
+    pixels = read_pixels(tmp_path / "a.png", apply_exif=not stored)
+    np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
+    message = rf"EXIF tag turns it by 90 degrees.*set apply_exif={not stored} in the mapper"
+    with pytest.raises(DatasetError, match=message):
+        MAPPERS[kind](stored)(record)
+
+
+def test_the_tag_is_read_from_images_of_the_known_formats_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PIXELS).save(path, "EPS")
+    with pytest.raises(ImageError, match="not an image of a format that is read here"):
+        exif_orientation(path)
 
 
 def test_another_size_is_not_blamed_on_the_tag(tmp_path: Path) -> None:
