@@ -220,7 +220,7 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # Detectron2 reads an image with broken EXIF data as if it had none
         return 1
-    return int(orientation) if orientation in range(1, 9) else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 @contextmanager
