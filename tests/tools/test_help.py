@@ -16,10 +16,11 @@ from densedet.engine.precision import PRECISION_NAMES
 
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
-SLOW = (  # to import; the heaviest of what densedet stands on
-    "PIL cv2 detectron2 fvcore gradio hydra huggingface_hub matplotlib numpy omegaconf open_clip "
-    "pycocotools scipy timm torch torchvision tqdm triton"
-).split()
+SLOW = [  # to import; the heaviest of what densedet stands on
+    *("PIL", "cv2", "detectron2", "fvcore", "gradio", "hydra", "huggingface_hub", "matplotlib"),
+    *("numpy", "omegaconf", "open_clip", "pycocotools", "scipy", "timm", "torch", "torchvision"),
+    *("tqdm", "triton"),
+]
 USES = {"help": ["--help"], "wrong use": ["--no-such-option"], "version": ["--version"]}
 PASSES_ON = "make_web_picture"  # what it does not know are options of web_demo.py, which it starts
 
