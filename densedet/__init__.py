@@ -21,6 +21,7 @@ def __getattr__(name: str) -> Any:
         from densedet import compat
 
         compat.hush_deprecations()
+        compat.defer_dynamo()
         from densedet.predictor import Predictor
 
         return Predictor

@@ -4,6 +4,7 @@
 where its gap exists, touches the narrowest name that closes it, and may be made again and again.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -11,9 +12,10 @@ import os
 import sys
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,35 @@ def hush_deprecations() -> None:
     warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
     warnings.filterwarnings("ignore", r"torch\.meshgrid: ", UserWarning)
     warnings.filterwarnings("ignore", r"`broadcast_buffers` is deprecated", FutureWarning)
+
+
+def defer_dynamo() -> bool:
+    """Let a process that only predicts do without ``torch._dynamo``: 2 s of CPU to import.
+
+    torchvision imports it for one function, timm for a decorator of some methods, Detectron2's
+    convolutions to ask whether they are being compiled. The function and the decorator are
+    exchanged, during the imports alone, for ones that ask torch when they are first called; the
+    convolutions ask ``torch.compiler``, which answers the same without that import.
+
+    Returns:
+        Whether anything was exchanged: nothing is where ``torch._dynamo`` is there already.
+    """
+    needed = ("torch", "torchvision", "timm", "detectron2")
+    if "torch._dynamo" in sys.modules or not all(map(_installed, needed)):
+        return False
+    compiler: Any = importlib.import_module("torch.compiler")
+    name, disable = "torch._dynamo.utils", compiler.disable
+    sys.modules[name], compiler.disable = _LentDynamo(name), _disable_when_called
+    try:
+        importlib.import_module("torchvision.ops")
+        importlib.import_module("timm")
+    finally:
+        compiler.disable = disable
+        if isinstance(sys.modules.get(name), _LentDynamo):
+            del sys.modules[name]
+    wrappers: Any = importlib.import_module("detectron2.layers.wrappers")
+    wrappers.check_if_dynamo_compiling = compiler.is_compiling
+    return True
 
 
 def lend_pkg_resources() -> bool:
@@ -107,7 +138,7 @@ def use_fast_coco_evaluation() -> bool:
 
 def load_sem_seg(
     filename: str | os.PathLike[str], copy: bool = True, dtype: Any = None
-) -> np.ndarray:
+) -> "np.ndarray":
     """Read a semantic label image; give it to ``SemSegEvaluator`` as ``sem_seg_loading_fn``.
 
     The January 2024 tree's own function calls ``np.array(..., copy=False)``, which raises with
@@ -121,6 +152,7 @@ def load_sem_seg(
     Returns:
         Writable labels ``[H, W]``.
     """
+    import numpy as np
     from detectron2.utils.file_io import PathManager
     from PIL import Image
 
@@ -154,13 +186,43 @@ def rendezvous_store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
+class _LentDynamo(ModuleType):
+    """Stands for ``torch._dynamo.utils``; whatever else is asked for is the real module's."""
+
+    @staticmethod
+    def is_compile_supported(device_type: str) -> bool:
+        """Ask the real one."""
+        real: Any = importlib.import_module("torch._dynamo.utils")
+        return bool(real.is_compile_supported(device_type))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _disable_when_called(function: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Like ``torch.compiler.disable``, which is called when the function is."""
+    if function is None:
+        return functools.partial(_disable_when_called, **kwargs)
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        compiler: Any = importlib.import_module("torch.compiler")
+        return compiler.disable(function, *args, **kwargs)(*given, **named)
+
+    return call
+
+
 class _NumpyWithFloat(ModuleType):
     """numpy, and ``float`` as it was until numpy 1.23: Python's own."""
 
     float = float
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+        return getattr(importlib.import_module("numpy"), name)
 
 
 def _installed(module: str) -> bool:

@@ -5,11 +5,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from densedet.predictor import Predictor, Task, coco_results, segment_results
+from densedet.predictor import Predictor, coco_results, segment_results
+from densedet.tasks import Task
 from densedet.visualization import draw_detections, draw_segments, draw_similarity
-
-DETECTION_SCORE = 0.3
-"""The least score of an instance, where none is asked for."""
 
 Results = list[dict[str, Any]]
 View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]

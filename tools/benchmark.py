@@ -12,36 +12,30 @@ Examples:
     python tools/benchmark.py segment --threads 1
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from densedet import cli, compat  # cli first: it hushes what the others would warn of
-from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
-from densedet.benchmark.distill import distill_rows, run_distill
-from densedet.benchmark.evaluate_detection import (
-    COCO_SIZES,
-    LVIS_SIZES,
-    detection_rows,
-    run_coco,
-    run_lvis,
+from densedet import cli, compat
+from densedet.benchmark.defaults import (
+    CLASSES,
+    GUIDANCE_CONFIG,
+    HEIGHT,
+    TEXT_BATCH,
+    TEXT_MODEL,
+    TEXT_VOCABULARY,
+    WIDTH,
 )
-from densedet.benchmark.guidance import GuidanceJob, guidance_rows, run_guidance
-from densedet.benchmark.machine import Settings, describe, machine_line
-from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
-from densedet.benchmark.pictures import HEIGHT, WIDTH
-from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
-from densedet.benchmark.segment import CLASSES, SegmentSizes, run_segment, segment_rows
-from densedet.benchmark.text import TextJob, run_text, text_rows
-from densedet.benchmark.timing import SIDES, format_table
-from densedet.benchmark.training import DistillJob
-from densedet.engine.options import PRECISIONS
+from densedet.engine.precision import PRECISION_NAMES
 from densedet.files import atomic_path, writing
+
+if TYPE_CHECKING:
+    from densedet.benchmark.machine import Settings
 
 METRICS = ("panoptic", "coco", "lvis")
 
@@ -56,6 +50,8 @@ class Outcome(NamedTuple):
 
 def pool(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Pooling over boxes; the reference is torchvision.ops.roi_align."""
+    from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
+
     sizes = PoolSizes(args.batch, args.channels, args.grid, args.split, args.channels_last)
     result = run_pool(settings, sizes)
     note = (
@@ -68,6 +64,8 @@ def pool(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def crops(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Loading for CLIPSelf; the reference resizes and cuts with PIL in the worker."""
+    from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
+
     sizes = CropSizes(
         args.images, args.height, args.width, args.image_size, args.crop_size, args.batch
     )
@@ -82,6 +80,11 @@ def crops(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
     """A training step of CLIPSelf, loading included; the reference is a plain implementation."""
+    from densedet.benchmark.distill import distill_rows, run_distill
+    from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
+    from densedet.benchmark.timing import SIDES
+    from densedet.benchmark.training import DistillJob
+
     job = DistillJob(
         settings=settings,
         model=args.model,
@@ -110,6 +113,8 @@ def distill(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Evaluation of DenseCLIP; the reference runs the text tower for every image."""
+    from densedet.benchmark.guidance import GuidanceJob, guidance_rows, run_guidance
+
     compat.apply()
     job = GuidanceJob(settings, args.config_file, args.image_size, args.images)
     result = run_guidance(job)
@@ -123,6 +128,8 @@ def guidance(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def text(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Prompts of every image; the reference encodes their common beginning for every class."""
+    from densedet.benchmark.text import TextJob, run_text, text_rows
+
     job = TextJob(settings, args.model, args.vocabulary, args.batch)
     result = run_text(job)
     note = (
@@ -135,6 +142,8 @@ def text(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Metrics; the references are Detectron2's panoptic evaluator, pycocotools and lvis."""
+    from densedet.benchmark import evaluate_detection as detection
+
     results: dict[str, dict[str, Any]] = {}
     rows: list[list[str]] = []
     changed = {} if args.images is None else {"images": args.images}
@@ -147,9 +156,14 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
             results[name] = evaluate_panoptic.run(settings, sizes)
             rows += evaluate_panoptic.rows(results[name])
             continue
-        run, usual = (run_coco, COCO_SIZES) if name == "coco" else (run_lvis, LVIS_SIZES)
+        coco = name == "coco"
+        run, usual = (
+            (detection.run_coco, detection.COCO_SIZES)
+            if coco
+            else (detection.run_lvis, detection.LVIS_SIZES)
+        )
         results[name] = run(settings, dataclasses.replace(usual, **changed))
-        rows += detection_rows(name, results[name])
+        rows += detection.detection_rows(name, results[name])
     largest = max(result["largest_difference"] for result in results.values())
     note = f"largest difference of a figure, in percent: {largest:.1e}"
     return Outcome(results, rows, note)
@@ -157,6 +171,8 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def segment(args: argparse.Namespace, settings: Settings) -> Outcome:
     """Classes of pixels; the references make scores of all classes at all pixels."""
+    from densedet.benchmark.segment import SegmentSizes, run_segment, segment_rows
+
     sizes = SegmentSizes(tuple(args.classes), args.height, args.width)
     result = run_segment(settings, sizes)
     differences = [found["largest_difference"] for found in result.values()]
@@ -205,16 +221,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fourth.add_argument(
         "--config-file",
-        default=GuidanceJob.config_file,
+        default=GUIDANCE_CONFIG,
         metavar="FILE",
         help="of a guided segmentor; its weights are random",
     )
     fourth.add_argument("--image-size", type=int, default=512, help="side, pixels")
     fourth.add_argument("--images", type=int, default=1, help="images of a timed run")
     fifth = _command(commands, text, repeats=9, compiled="the prompted text tower")
-    fifth.add_argument("--model", default=TextJob.model, help="CLIP; its weights are random")
-    fifth.add_argument("--vocabulary", default=TextJob.vocabulary, help="name of a class list")
-    fifth.add_argument("--batch", type=int, default=TextJob.batch, help="images")
+    fifth.add_argument("--model", default=TEXT_MODEL, help="CLIP; its weights are random")
+    fifth.add_argument("--vocabulary", default=TEXT_VOCABULARY, help="name of a class list")
+    fifth.add_argument("--batch", type=int, default=TEXT_BATCH, help="images")
     sixth = _command(commands, evaluate, repeats=5, compiled=None)
     sixth.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=METRICS, help="default: all three"
@@ -224,8 +240,8 @@ def build_parser() -> argparse.ArgumentParser:
     seventh.add_argument(
         "--classes", nargs="+", type=int, default=CLASSES, metavar="K", help="default: %(default)s"
     )
-    seventh.add_argument("--height", type=int, default=480, help="of the image, pixels")
-    seventh.add_argument("--width", type=int, default=640, help="of the image, pixels")
+    seventh.add_argument("--height", type=int, default=HEIGHT, help="of the image, pixels")
+    seventh.add_argument("--width", type=int, default=WIDTH, help="of the image, pixels")
     return parser
 
 
@@ -241,7 +257,7 @@ def _command(
         command.set_defaults(device="cpu", precision="fp32", compile=False)
     else:
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+        command.add_argument("--precision", choices=PRECISION_NAMES, default="fp32")
         command.add_argument(
             "--compile", action="store_true", help=f"torch.compile of {compiled}, on both sides"
         )
@@ -255,6 +271,11 @@ def _command(
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
+    import torch
+
+    from densedet.benchmark.machine import Settings, describe, machine_line
+    from densedet.benchmark.timing import format_table
+
     threads = torch.get_num_threads() if args.threads is None else args.threads
     settings = Settings(
         args.device, args.precision, args.compile, threads, args.repeats, args.warmup

@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from densedet.cli import ToolParser, run_tool
-from densedet.clip.checkpoints import require_suffix, write_weights
-from densedet.clip.convert import read_clip, write_open_clip, write_released
 from densedet.errors import ConfigError
 
 
@@ -76,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert_clip(args: argparse.Namespace) -> int:
+    from densedet.clip.checkpoints import require_suffix
+    from densedet.clip.convert import read_clip, write_open_clip, write_released
+
     if args.visual_only and args.text_from:
         raise ConfigError("--visual-only leaves out the text tower that --text-from names")
     if args.flat and args.to != "released":
@@ -98,6 +99,8 @@ def _convert_clip(args: argparse.Namespace) -> int:
 
 
 def _convert_model(args: argparse.Namespace) -> int:
+    from densedet.clip.checkpoints import require_suffix, write_weights
+
     if args.dtype != "as-stored" or args.flat or args.text_from or args.visual_only:
         raise ConfigError("--dtype, --flat, --text-from and --visual-only are for --model")
     require_suffix(args.output, ".pth" if args.to == "released" else ".safetensors")

@@ -10,6 +10,8 @@ Example:
         --vocabulary "red star;blue ring,blue hoop" --output output/demo
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import glob
@@ -18,28 +20,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
-
+from densedet import compat
 from densedet.cli import ToolParser, run_tool
-from densedet.data.images import IMAGE_FORMATS, open_image, read_image
 from densedet.errors import ConfigError, DensedetError, ImageError, OutputError
 from densedet.files import atomic_path, write_text, writing
-from densedet.predictor import Predictor, Task
-from densedet.predictor.sources import with_overrides
-from densedet.video import Video, write_video
-from densedet.views import (
-    DETECTION_SCORE,
-    Results,
-    View,
-    detections_view,
-    segments_view,
-    similarity_view,
-)
+from densedet.tasks import DETECTION_SCORE, Task
 from densedet.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from densedet.predictor import Predictor
+    from densedet.video import Video
+    from densedet.views import Results, View
 
 KINDS = ("detections", "segments", "similarity")
 
@@ -79,6 +74,10 @@ def choose_images(entry: str, inside: list[Path]) -> list[Path]:
     Raises:
         ImageError: there is none.
     """
+    from PIL import Image
+
+    from densedet.data.images import IMAGE_FORMATS
+
     files = [p for p in inside if not p.is_dir() and not p.name.startswith(".")]
     known = Image.registered_extensions()
     formats = (*IMAGE_FORMATS, "MPO")  # MPO: JPEG with a second image, as cameras write it
@@ -107,6 +106,8 @@ def check_images(paths: list[Path]) -> None:
     Raises:
         ImageError: one cannot be read.
     """
+    from densedet.data.images import open_image, read_image
+
     several = []
     for path in paths:
         with open_image(path, header_only=True) as image:
@@ -231,6 +232,8 @@ def choose_task(predictor: Predictor, args: argparse.Namespace) -> Task:
 
 def make_view(args: argparse.Namespace) -> tuple[str, View]:
     """What is shown, by its name, and how."""
+    from densedet.views import detections_view, segments_view, similarity_view
+
     if args.similarity is not None:
         return "similarity", similarity_view(make_predictor(args), args.similarity)
     vocabulary = read_vocabulary(args)
@@ -251,6 +254,9 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
     """The model of the command line."""
+    from densedet.predictor import Predictor
+    from densedet.predictor.sources import with_overrides
+
     config = with_overrides(args.config_file, args.opts)
     return Predictor(config, args.weights, args.device, args.precision, args.max_pixels)
 
@@ -263,6 +269,10 @@ def show_images(paths: list[Path], view: View, output: Path, target: Path) -> in
     Raises:
         DensedetError: one failed; the message says how many are finished.
     """
+    from tqdm import tqdm
+
+    from densedet.data.images import read_image
+
     results: Results = []
     finished = 0
     try:
@@ -287,6 +297,8 @@ def show_images(paths: list[Path], view: View, output: Path, target: Path) -> in
 
 def save(drawn: NDArray[Any], target: Path) -> None:
     """Write an image (H, W, 3)."""
+    from PIL import Image
+
     with atomic_path(target) as temporary, writing(target):
         Image.fromarray(drawn).save(temporary)
 
@@ -299,6 +311,8 @@ def enough_memory(path: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
+        from PIL import Image
+
         with Image.open(path) as image:
             size = f"{image.width} x {image.height} pixels"
         raise ImageError(
@@ -309,6 +323,10 @@ def enough_memory(path: Path) -> Iterator[None]:
 
 def show_video(video: Video, view: View, target: Path, most: int | None) -> tuple[int, Results]:
     """Write a video; the number of its frames, and the results of all. Ctrl-C ends it early."""
+    from tqdm import tqdm
+
+    from densedet.video import write_video
+
     results: Results = []
     count = 0
     lengths = [length for length in (video.length, most) if length is not None]
@@ -330,6 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
+    compat.defer_dynamo()
     if args.input is not None:
         paths = find_images(args.input)
         check_targets(args, paths, (f"{path.stem}.png" for path in paths))
@@ -338,6 +357,8 @@ def main(argv: list[str] | None = None) -> int:
         count = show_images(paths, view, args.output, args.output / f"{kind}.json")
         what = f"{len(paths)} images"
     else:
+        from densedet.video import Video
+
         video = Video(args.webcam if args.video is None else args.video)
         name = "webcam.mp4" if args.video is None else f"{args.video.stem}.mp4"
         check_targets(args, [] if args.video is None else [args.video], [name])

@@ -9,8 +9,6 @@ import importlib
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
 from densedet.cli import ToolParser, run_tool
 from densedet.errors import ConfigError
 from densedet.files import atomic_path, writing
@@ -39,6 +37,8 @@ def demo_arguments() -> dict[str, list[str]]:
 
 def draw(picture: Path, arguments: list[str], target: Path) -> None:
     """Run the demo on a picture; store what it draws small, with few colours."""
+    from PIL import Image
+
     demo = importlib.import_module("demo")  # beside this file
     with tempfile.TemporaryDirectory() as folder:
         common = ["--input", str(picture), "--output", folder, "--device", "cpu"]

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.proposal_file import lists_images
 from densedet.errors import ConfigError, DatasetError
 from densedet.files import write_text
 
@@ -71,6 +70,8 @@ def check(args: argparse.Namespace) -> None:
         ConfigError: names the option.
         DatasetError: the file of proposals cannot be read.
     """
+    from densedet.data.proposal_file import lists_images
+
     for name in ("min_count", "max_boxes"):
         if getattr(args, name) < 1:
             option = name.replace("_", "-")

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from densedet.cli import ToolParser, run_tool
 from densedet.errors import ConfigError, InstallationError
 from densedet.files import atomic_path, writing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TOOL = Path(__file__).with_name("web_demo.py")
 WIDTH, HEIGHT = 1_100, 1_000  # pixels of the window
@@ -50,8 +52,9 @@ def served(arguments: list[str]) -> Iterator[str]:
             process.terminate()
 
 
-def take(url: str, chromium: str) -> Image.Image:
+def take(url: str, chromium: str) -> "Image.Image":
     """Click, and wait for what is found in the first example."""
+    from PIL import Image
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -79,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args, others = build_parser().parse_known_args(argv)
+    from PIL import Image
+
     chromium = shutil.which("chromium")
     if chromium is None:
         raise InstallationError("no chromium here; on Debian: apt-get install chromium")

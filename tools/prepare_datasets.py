@@ -8,16 +8,14 @@ import logging
 from pathlib import Path
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.benchmarks import BENCHMARKS
-from densedet.data.prepare import prepare_dataset
+from densedet.data.benchmark_names import NAMES
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ToolParser(description=__doc__)
-    names = list(BENCHMARKS)
     parser.add_argument(
-        "name", choices=names, help=f"the data set: {', '.join(names)}", metavar="NAME"
+        "name", choices=NAMES, help=f"the data set: {', '.join(NAMES)}", metavar="NAME"
     )
     parser.add_argument(
         "--root",
@@ -36,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
+    from densedet.data.prepare import prepare_dataset
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     contents = prepare_dataset(args.name, args.root, any_count=args.any_count, force=args.force)
     for split, content in contents.items():

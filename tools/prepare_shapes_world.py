@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.shapes_world_writer import ShapesWorldRecipe, write_shapes_world
+from densedet.data.shapes_world_recipe import ShapesWorldRecipe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,6 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
+    from densedet.data.shapes_world_writer import write_shapes_world
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = ShapesWorldRecipe(args.train, args.val, args.pairs, args.seed)
     folder = write_shapes_world(args.root, recipe, args.force)

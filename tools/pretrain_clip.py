@@ -2,27 +2,26 @@
 
 import json
 from pathlib import Path
-
-import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from densedet.cli import ToolParser, run_tool
-from densedet.clip import TextEncoder, build_text_encoder, build_visual, create_clip
-from densedet.clip.tiny import build_tiny_clip, export_tiny_weights
-from densedet.engine.contrastive import ContrastivePretrainer, ContrastiveRecipe
+from densedet.engine.contrastive_recipe import ContrastiveRecipe
 from densedet.errors import ConfigError
-from densedet.evaluation.zero_shot import scene_crops, zero_shot_accuracy
 from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
 
-def measure(model: CLIP, scenes: int) -> dict[str, float]:
+
+def measure(model: "CLIP", scenes: int) -> dict[str, float]:
     """Accuracy in percent on the crops of validation scenes, 64 ways, template "single"."""
+    from densedet.clip import build_text_encoder, build_visual
+    from densedet.evaluation.zero_shot import scene_crops, zero_shot_accuracy
+
     names = list(Vocabulary.named("shapes_world").of_kind("thing").labels)
     model.eval()
-    text: TextEncoder = build_text_encoder(model)
+    text = build_text_encoder(model)
     visual = build_visual(model)
     crops, labels = scene_crops(seed=0, split="val", count=scenes, size=visual.image_size[0])
     accuracy = zero_shot_accuracy(
@@ -33,6 +32,13 @@ def measure(model: CLIP, scenes: int) -> dict[str, float]:
 
 def pretrain(recipe: ContrastiveRecipe, output: Path, log_every: int) -> None:
     """Run the recipe, writing weights to ``output`` and the loss curve beside it."""
+    import torch
+    from open_clip.tokenizer import SimpleTokenizer
+    from tqdm import tqdm
+
+    from densedet.clip.tiny import build_tiny_clip, export_tiny_weights
+    from densedet.engine.contrastive import ContrastivePretrainer
+
     torch.manual_seed(recipe.seed)
     model = build_tiny_clip().train()
     tokenizer = SimpleTokenizer(context_length=model.context_length)
@@ -67,6 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"--seed {args.seed} must not be negative")
     if min(args.iterations, args.batch_size, args.threads, args.log_every, args.scenes) < 1:
         raise ConfigError("iterations, batch size, threads, log-every and scenes must be positive")
+    import torch
+
+    from densedet.clip import create_clip
+
     torch.set_num_threads(args.threads)
     if not args.eval_only:
         recipe = ContrastiveRecipe(args.iterations, args.batch_size, seed=args.seed)

@@ -18,20 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from densedet import model_zoo
 from densedet.cli import ToolParser, run_tool
-from densedet.data.shapes_world_writer import ShapesWorldRecipe, read_recipe, write_shapes_world
+from densedet.data.shapes_world_recipe import ShapesWorldRecipe
 from densedet.errors import DensedetError
-from densedet.evaluation.report import (
-    build_report,
-    detector_figures,
-    panoptic_figures,
-    read_curve,
-    region_figures,
-    segmentation_figures,
-)
 from densedet.files import write_text
 from densedet.vocabulary import Vocabulary
 
@@ -52,7 +42,7 @@ PICTURES = 6
 def run(tool: str, *arguments: str) -> None:
     """Run another tool of this folder; its failure ends this one.
 
-    It runs in a fork, which has what is imported already: a start takes some seconds otherwise.
+    It runs in a fork, which has what `preload` imported: a start takes some seconds otherwise.
     """
     main = importlib.import_module(tool).main
     fork = multiprocessing.get_context("fork").Process(
@@ -65,6 +55,12 @@ def run(tool: str, *arguments: str) -> None:
         raise DensedetError(f"tools/{tool}.py failed; its message is above")
 
 
+def preload() -> None:
+    """Import, once for all forks, what the tools of `run` import when they run."""
+    for name in ("densedet.engine.train", "densedet.evaluation.report", "densedet.views"):
+        importlib.import_module(name)
+
+
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file; "" if there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -72,6 +68,10 @@ def file_digest(path: Path) -> str:
 
 def fingerprint(config: str, root: Path, overrides: list[str]) -> str:
     """Digest of what a training is made from: config, data, CLIP weights, code and torch."""
+    from omegaconf import OmegaConf
+
+    from densedet.data.shapes_world_writer import read_recipe
+
     parts = [OmegaConf.to_yaml(model_zoo.get_config(config)), str(overrides), version("torch")]
     parts.append(repr(read_recipe(root)))
     package = TOOLS.parent / "densedet"
@@ -213,8 +213,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(argv)
+    from densedet.data.shapes_world_writer import write_shapes_world
+
     recipe = ShapesWorldRecipe(args.train, args.val)
     write_shapes_world(args.root, recipe)
+    preload()
     overrides = [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
     common = (args.root, overrides)
     before = Run(DISTILLATION, args.output / "regions_before", *common, makes=[RESULTS])
@@ -236,11 +239,13 @@ def main(argv: list[str] | None = None) -> int:
     unseen = show_unseen(args.output, args.root, distilled)
     kinds = show_kinds(args.output, args.root, distilled)
     clips = {"before": before, "after": after}
-    rows = {name: detector_figures(trained[name].results()) for name in DETECTORS}
-    regions = {name: region_figures(clip.results()) for name, clip in clips.items()}
-    zero_shot = {name: segmentation_figures(r.results()) for name, r in untrained.items()}
-    panoptic = {"panoptic": panoptic_figures(trained["panoptic"].results())}
-    curves = {name: read_curve(r.folder / "metrics.json") for name, r in trained.items()}
+    from densedet.evaluation import report
+
+    rows = {name: report.detector_figures(trained[name].results()) for name in DETECTORS}
+    regions = {name: report.region_figures(clip.results()) for name, clip in clips.items()}
+    zero_shot = {name: report.segmentation_figures(r.results()) for name, r in untrained.items()}
+    panoptic = {"panoptic": report.panoptic_figures(trained["panoptic"].results())}
+    curves = {name: report.read_curve(r.folder / "metrics.json") for name, r in trained.items()}
     facts = {
         "training scenes": recipe.train,
         "validation scenes": recipe.val,
@@ -250,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     figures = {"detector": rows, "regions": regions, "zero_shot": zero_shot, "panoptic": panoptic}
     write_text(args.output / "metrics.json", json.dumps(figures, indent=1))
-    page = build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
+    page = report.build_report(rows, regions, zero_shot, panoptic, curves, unseen, kinds, facts)
     write_text(args.output / "report.html", page)
     for group in figures.values():
         for name, row in group.items():

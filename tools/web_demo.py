@@ -7,6 +7,8 @@ Example:
     python tools/web_demo.py --config-file quickstart
 """
 
+from __future__ import annotations
+
 import argparse
 import html
 import importlib.util
@@ -20,13 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from densedet.cli import ToolParser, run_tool
-from densedet.data.shapes_world_scenes import make_scene
 from densedet.errors import (
     DensedetError,
     ImageError,
@@ -34,17 +32,16 @@ from densedet.errors import (
     VocabularyError,
 )
 from densedet.files import write_text
-from densedet.predictor import Predictor
-from densedet.views import DETECTION_SCORE, Results, detections_view, segments_view, similarity_view
-from densedet.web import (
-    MOST_BYTES,
-    check_address,
-    check_length,
-    check_scores,
-    read_picture,
-    read_words,
-    remove_old,
-)
+from densedet.tasks import DETECTION_SCORE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from densedet.predictor import Predictor
+    from densedet.views import Results
+
+    Picture = NDArray[np.uint8]
 
 EXAMPLES = (11, 5, 14)  # scenes of Shapes World
 SIMILARITY = "similarity"
@@ -52,8 +49,6 @@ CACHE_SECONDS = 3_600
 BUTTONS: list[Any] = ["download", "fullscreen"]  # of a picture
 
 logger = logging.getLogger(__name__)
-
-Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,9 @@ def look(
             a panoptic model.
         ConfigError: the model has no map in the space of words.
     """
+    from densedet.views import detections_view, segments_view, similarity_view
+    from densedet.web import check_length, check_scores, read_words
+
     if task == SIMILARITY:
         check_length(words)
         drawn, results = similarity_view(predictor, words.strip())(image, 1)
@@ -138,6 +136,8 @@ def finder(predictor: Predictor, folder: Path) -> Callable[..., tuple[Any, ...]]
     """What the button does; JSON goes to files in ``folder``, where old ones are removed."""
     import gradio
 
+    from densedet.web import read_picture, remove_old
+
     def find(path: str | None, *settings: Any) -> tuple[Any, ...]:
         with told_in_the_page():
             if path is None:
@@ -162,6 +162,8 @@ def accept(path: str | None) -> Any:
     """What an upload does: the picture, in the size that it is looked at, and a free upload box."""
     import gradio
 
+    from densedet.web import read_picture
+
     if path is None:
         return gradio.skip(), gradio.skip()
     with told_in_the_page():
@@ -170,6 +172,8 @@ def accept(path: str | None) -> Any:
 
 def example(number: int) -> list[Any]:
     """A scene of Shapes World: the picture, the words for its things, and those for its stuff."""
+    from densedet.data.shapes_world_scenes import make_scene
+
     scene = make_scene(0, "val", number)
     things = dict.fromkeys(thing.label for thing in scene.things)
     stuff = dict.fromkeys(name for name, _ in scene.stuff)
@@ -266,6 +270,8 @@ def serve(page: Any, host: str, port: int) -> None:
     """Answer until Ctrl-C, or until somebody ends the process."""
     import gradio
 
+    from densedet.web import MOST_BYTES
+
     plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, url, _ = page.launch(
         server_name=host,
@@ -290,6 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         raise InstallationError(
             "the web page needs gradio: pip install -e '.[web]' in the checkout (docs/install.md)"
         )
+    from densedet import Predictor
+    from densedet.web import check_address
+
     check_address(args.host, args.port)
     predictor = Predictor(args.config_file, args.weights, args.device)
     with tempfile.TemporaryDirectory(prefix="densedet-web-") as folder:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densedet.benchmark.defaults import GUIDANCE_CONFIG
 from densedet.benchmark.machine import Settings, positive
 from densedet.benchmark.timing import SIDES, compare, row, time_in_turn
 from densedet.data.loader import seeded
@@ -36,7 +37,7 @@ class GuidanceJob:
     """
 
     settings: Settings
-    config_file: str = "projects/denseclip/configs/ade20k_rn50_denseclip.py"
+    config_file: str = GUIDANCE_CONFIG
     image_size: int = 512
     images: int = 1
 

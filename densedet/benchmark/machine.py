@@ -20,6 +20,7 @@ import torch
 
 from densedet.benchmark.timing import Timing
 from densedet.engine.options import PRECISIONS
+from densedet.engine.precision import warn_if_slow
 from densedet.errors import ConfigError
 
 # chunks from one MiB on get pages of their own
@@ -57,6 +58,7 @@ class Settings:
             raise ConfigError(f"--device {self.device} is none of auto, cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu")
+        warn_if_slow(self.dtype, self.torch_device)
 
     @property
     def torch_device(self) -> torch.device:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-HEIGHT, WIDTH, QUALITY = 480, 640, 90
+from densedet.benchmark.defaults import HEIGHT, WIDTH
+
+QUALITY = 90
 
 
 def write_pictures(

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densedet.benchmark.defaults import CLASSES, HEIGHT, WIDTH
 from densedet.benchmark.machine import Settings, in_child, peak_memory, positive
 from densedet.benchmark.timing import Action, compare, time_in_turn
 from densedet.modeling.pixel_scores import enlarged
 
 Result = tuple[Tensor, Tensor]
-CLASSES = (10, 150, 847, 1203, 5000)
 QUERIES = 250
 STRIDE = 16
 _FULL_COPIES = (
@@ -42,8 +42,8 @@ class SegmentSizes:
     """
 
     classes: tuple[int, ...] = CLASSES
-    height: int = 480
-    width: int = 640
+    height: int = HEIGHT
+    width: int = WIDTH
     limit_gib: float = 8.0
 
     def __post_init__(self) -> None:

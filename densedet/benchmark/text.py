@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densedet.benchmark.defaults import TEXT_BATCH, TEXT_MODEL, TEXT_VOCABULARY
 from densedet.benchmark.machine import Settings, positive
 from densedet.benchmark.timing import SIDES, compare, row, time_in_turn
 from densedet.clip import create_text_encoder
@@ -35,9 +36,9 @@ class TextJob:
     """
 
     settings: Settings
-    model: str = "RN50-quickgelu"
-    vocabulary: str = "ade20k_150_denseclip"
-    batch: int = 2
+    model: str = TEXT_MODEL
+    vocabulary: str = TEXT_VOCABULARY
+    batch: int = TEXT_BATCH
 
     def __post_init__(self) -> None:
         positive(batch=self.batch)

@@ -1,6 +1,7 @@
 """OpenAI and LAION CLIP ViTs: open_clip's ``VisionTransformer``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,54 @@ from densedet.clip.token_visual import TokenVisual, blocks_needed
 from densedet.clip.visual import require
 
 
+class SelfAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` by `torch.nn.functional.scaled_dot_product_attention`, always.
+
+    Without gradients and autocast torch takes another way, which has the weights ``[B, heads, N,
+    N]`` in memory: at N = 1,601 tokens it is slower. The parameters and their names are the same.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As of ``nn.MultiheadAttention``, which does what is no self-attention of a batch.
+
+        Args:
+            query: ``[B, N, C]``; ``key`` and ``value`` are the same.
+            key: see above.
+            value: see above.
+            key_padding_mask: for ``nn.MultiheadAttention``.
+            need_weights: likewise.
+            attn_mask: what is added to the products, ``[N, N]`` or ``[B * heads, N, N]``.
+            others: for ``nn.MultiheadAttention``.
+
+        Returns:
+            ``[B, N, C]``, and None for the weights.
+        """
+        another = query is not key or key is not value or key_padding_mask is not None
+        if another or need_weights or others or self.dropout:
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, **others
+            )
+        if attn_mask is not None and attn_mask.ndim == 3:
+            attn_mask = attn_mask.unflatten(0, (len(query), self.num_heads))
+        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*heads.unbind(), attn_mask=attn_mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 class VitVisual(TokenVisual):
     """CLIP ViT as dense encoder; see :class:`densedet.clip.visual.ClipVisual`.
+
+    The attention of its blocks becomes `SelfAttention`, in the tower too.
 
     ``conv1`` may be any module from images to a patch grid. Patch dropout is not applied (a dense
     map needs every patch). q, k and v of a block are one parameter, so through the dense map the
@@ -48,6 +95,8 @@ class VitVisual(TokenVisual):
             width=tower.transformer.width,
             depth=len(blocks),
         )
+        for block in blocks:
+            block.attn.__class__ = SelfAttention
         self.positions: PositionMode = "bicubic"
         self.double_class_embedding = False
 

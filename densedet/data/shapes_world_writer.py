@@ -20,7 +20,7 @@ it shows what methods do, not how accurate they are on real images.
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from densedet.data.segment_map import write_segment_map
 from densedet.data.semantic_format import IGNORED_LABEL
+from densedet.data.shapes_world_recipe import ShapesWorldRecipe
 from densedet.data.shapes_world_scenes import Scene, make_pair, make_scene
 from densedet.errors import DatasetError
 from densedet.files import atomic_folder, writing
@@ -42,26 +43,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "shapes_world"
 VOCABULARY = "shapes_world"
 _JPEG_QUALITY = 95
-_FORMAT_VERSION = 2
-
-
-@dataclass(frozen=True)
-class ShapesWorldRecipe:
-    """What a data set is made of; the same recipe gives the same bytes.
-
-    Attributes:
-        train: training scenes.
-        val: validation scenes.
-        pairs: image-caption pairs.
-        seed: of every random choice.
-        version: of the renderer and the file layout.
-    """
-
-    train: int = 600
-    val: int = 300
-    pairs: int = 0
-    seed: int = 0
-    version: int = _FORMAT_VERSION
 
 
 def write_shapes_world(

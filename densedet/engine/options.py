@@ -12,9 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from densedet.engine.precision import PRECISION_NAMES
 from densedet.errors import ConfigError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = dict(zip(PRECISION_NAMES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 # whether a value fits, and what the message says otherwise
 _Check: TypeAlias = tuple[Callable[[Any], bool], str]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densedet.engine.logs import is_full
+from densedet.engine.precision import warn_if_slow
 from densedet.engine.ranks import is_lost
 from densedet.errors import ConfigError, DensedetError
 
@@ -304,7 +305,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def check_precision(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse float16 where there is no loss scaling.
+    """Refuse float16 where there is no loss scaling; warn of bfloat16 where it is slow.
 
     Raises:
         ConfigError: float16 on a device other than CUDA and the CPU.
@@ -314,3 +315,4 @@ def check_precision(device: torch.device, dtype: torch.dtype) -> None:
             f"train.precision=fp16 needs CUDA or the CPU, the device is {device.type}; use bf16 or "
             "fp32"
         )
+    warn_if_slow(dtype, device)

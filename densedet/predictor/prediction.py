@@ -3,16 +3,15 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from densedet.modeling.pixel_scores import as_scores
+from densedet.tasks import Task
 from densedet.vocabulary import Vocabulary
-
-Task = Literal["panoptic", "instance", "semantic"]
 
 NONE = -1
 """The category of a pixel that is none of the vocabulary's."""

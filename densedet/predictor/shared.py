@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densedet.clip import ClassEmbeddings, ClipVisual
 from densedet.engine.launch import resolve_device
 from densedet.engine.options import PRECISIONS
+from densedet.engine.precision import warn_if_slow
 from densedet.errors import ConfigError
 from densedet.predictor.encoder import ImageEncoder, replaced
 from densedet.predictor.images import MAX_PIXELS, MAX_TOKENS, ImageMemory, PreparedImage, prepare
@@ -165,3 +166,4 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise ConfigError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs CUDA, the device is {device.type}; use bf16")
+    warn_if_slow(PRECISIONS[precision], device)

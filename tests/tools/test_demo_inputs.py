@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from densedet.cli import exit_code
+from densedet.data.images import read_image
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.errors import ImageError
 
@@ -97,7 +98,7 @@ def test_frames_and_pages_are_said(demo, tmp_path, capsys):
     assert capsys.readouterr().out == said
     for name in ("b.tif", "c.webp"):
         first = np.asarray(frames[0]).astype(int)
-        assert np.abs(demo.read_image(tmp_path / name) - first).mean() < 8
+        assert np.abs(read_image(tmp_path / name) - first).mean() < 8
 
 
 def run(demo, *argv):

@@ -1,0 +1,11 @@
+"""What the benchmarks measure unless another size is asked for; no heavy import."""
+
+HEIGHT, WIDTH = 480, 640
+"""Of images, pixels."""
+
+CLASSES = (10, 150, 847, 1203, 5000)
+"""Of ``segment``."""
+
+GUIDANCE_CONFIG = "projects/denseclip/configs/ade20k_rn50_denseclip.py"
+
+TEXT_MODEL, TEXT_VOCABULARY, TEXT_BATCH = "RN50-quickgelu", "ade20k_150_denseclip", 2
