@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone import DENSE_FEATURE
+from densedet.modeling.detection_limits import DetectionLimits
 from densedet.modeling.image_sizes import without_padding
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch.rcnn import OpenVocabularyRCNN
@@ -59,6 +60,7 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
                 "into the scores: set one of them to null"
             )
         self.mask_ensemble = mask_ensemble
+        self.limits: DetectionLimits | None = None  # of the ensemble's scores; see `limited`
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Find these things and this stuff from now on; no weight changes.
@@ -129,6 +131,8 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         ]
         if self.mask_ensemble is not None:
             maps = self._ensemble(self.mask_ensemble, features[DENSE_FEATURE], maps, instances)
+            if self.limits is not None:
+                instances = [self.limits.select(found) for found in instances]
         for found in instances:
             found.pred_classes = found.pred_classes.new_tensor(self._things)[found.pred_classes]
         if not do_postprocess:
