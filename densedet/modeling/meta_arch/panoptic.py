@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from densedet.modeling.image_sizes import without_padding
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch.rcnn import OpenVocabularyRCNN
 from densedet.modeling.open_vocabulary_sem_seg_head import OpenVocabularySegmentationHead
+from densedet.modeling.pasting import output_size, postprocess
 from densedet.modeling.pixel_scores import PixelScores, enlarged
 from densedet.vocabulary import Vocabulary
 
@@ -164,10 +164,9 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         self, scores: PixelScores, instances: Instances, record: dict[str, Any]
     ) -> dict[str, Any]:
         """The result of one image, in its output size."""
-        size = instances.image_size
-        height, width = record.get("height", size[0]), record.get("width", size[1])
+        height, width = output_size(record, instances)
         semantic = scores.resized((height, width))
-        found = detector_postprocess(instances, height, width)
+        found = postprocess(instances, height, width)
         panoptic, segments = combine_semantic_and_instance_outputs(
             found,
             self._stuff_ranks(semantic),
