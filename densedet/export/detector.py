@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from densedet.errors import ConfigError
 from densedet.export.part import ExportPart, Size, left_out, padded_square
 from densedet.modeling.backbone import DENSE_FEATURE
 from densedet.modeling.meta_arch import OpenVocabularyPanopticFPN, OpenVocabularyRCNN
+from densedet.modeling.pasting import postprocess
 from densedet.modeling.roi_heads import StridePooler
 
 
@@ -208,7 +208,7 @@ def select_detections(
     )
     if masks is not None:
         instances.pred_masks = masks[rows][:, None]
-    return detector_postprocess(instances, *output)
+    return postprocess(instances, *output)
 
 
 def _rois(boxes: Tensor) -> Tensor:

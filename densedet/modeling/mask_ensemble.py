@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 from torch import Tensor
 
+from densedet.modeling.pasting import paste_masks
 from densedet.modeling.pixel_scores import PixelScores
 from densedet.modeling.roi_heads import CosineClassifier, ScoreEnsemble
 from densedet.regions import pool_masks
@@ -54,7 +54,7 @@ class MaskEnsemble(ScoreEnsemble):
             return instances.scores
         boxes = instances.pred_boxes.tensor * (_PER_CELL / stride)
         size = (_PER_CELL * dense.shape[1], _PER_CELL * dense.shape[2])
-        pasted = paste_masks_in_image(instances.pred_masks[:, 0], boxes, size)
+        pasted = paste_masks(instances.pred_masks[:, 0], boxes, size)
         cells = F.avg_pool2d(pasted.float(), _PER_CELL)
         tiny = torch.finfo(torch.float32).tiny
         log_p = instances.scores.float().clamp(min=tiny).log()[:, None]

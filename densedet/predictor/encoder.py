@@ -17,6 +17,7 @@ from densedet.modeling.backbone import DENSE_FEATURE
 from densedet.modeling.backbone.aligned import DENSE_EMBEDDING
 from densedet.modeling.backbone.clip_backbone import content_key
 from densedet.modeling.backbone.guided import find_guided
+from densedet.modeling.detection_limits import replaced
 from densedet.modeling.meta_arch import ZeroShotSegmentor
 from densedet.predictor.images import PreparedImage
 
@@ -164,18 +165,3 @@ def _calls(model: Any) -> tuple[_Call, _Call | None]:
         return _Call(model.backbone), _Call(model.backbone, name=DENSE_FEATURE)
     visual = next((m for m in model.modules() if isinstance(m, ClipVisual) and m.embeds), None)
     return _Call(model.backbone), None if visual is None else _Call(visual, "dense_map")
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an object have another attribute, or method, for a while."""
-    own = name in vars(owner)
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

@@ -111,12 +111,18 @@ class Prediction:
         """
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"the score {score} must lie in 0..1")
+        return self.without(score, score)
+
+    def without(self, score: float, confidence: float) -> "Prediction":
+        """As `above`, with one bound of instances and things, and another of pixels."""
         changed: dict[str, Any] = {}
-        if self.instances is not None:
+        # a mask in the size of the image is copied only where one is dropped
+        if self.instances is not None and (self.instances.scores < score).any():
             changed["instances"] = self.instances[self.instances.scores >= score]
-        if self.semantic is not None and self.confidence is not None:
-            changed["semantic"] = self.semantic.masked_fill(self.confidence < score, NONE)
-        changed.update(self._panoptic(lambda s: s.get("score", 1.0) >= score))
+        if confidence and self.semantic is not None and self.confidence is not None:
+            changed["semantic"] = self.semantic.masked_fill(self.confidence < confidence, NONE)
+        if any(s.get("score", 1.0) < score for s in self.segments):
+            changed.update(self._panoptic(lambda s: s.get("score", 1.0) >= score))
         return replace(self, **changed)
 
     def telling(self, task: Task) -> "Prediction":

@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from densedet import compat
 from densedet.errors import ImageError
+from densedet.modeling.detection_limits import DetectionLimits
 from densedet.predictor.images import ImageLike, PreparedImage, as_pixels
 from densedet.predictor.prediction import Prediction, Task
 from densedet.predictor.regions import box_embeddings, map_on_picture, mask_embeddings
-from densedet.predictor.shared import SharedModel
+from densedet.predictor.shared import SharedModel, Wanted
 from densedet.predictor.sources import Source, load_source
 from densedet.vocabulary import Vocabulary
 from densedet.vocabulary.vocabulary import VocabularyLike
 
 _BATCH = 8
+
+LEAST_SCORE = 0.05
+"""Of a detection, where a caller names none."""
 
 
 class Predictor:
@@ -142,7 +146,13 @@ class Predictor:
         self._image = self._shared.image(as_pixels(image))
 
     def predict(
-        self, image: ImageLike | None = None, above: float = 0.0, task: Task | None = None
+        self,
+        image: ImageLike | None = None,
+        least_score: float | None = None,
+        task: Task | None = None,
+        *,
+        top_k: int | None = None,
+        agnostic_nms: bool = False,
     ) -> Prediction:
         """Look for the vocabulary, the one that is set when the call begins.
 
@@ -151,33 +161,48 @@ class Predictor:
 
         Args:
             image: None takes the one that was set.
-            above: as of `Prediction.above`; what is less certain costs no mask in the size of a
-                large image.
-            task: one of `tasks`, to have that alone, likewise.
+            least_score: as of `Prediction.above`, in place of the threshold of the config; a
+                detection below it costs no mask. None stands for 0.05 of detections, and keeps the
+                class of every pixel, however uncertain.
+            task: one of `tasks`, to have that alone; the rest is never in the size of a large
+                image.
+            top_k: the most detections in the image, before a panoptic result is made of them;
+                None takes the number of the config.
+            agnostic_nms: of detections that overlap the best is kept, whatever their classes are;
+                otherwise a region may be reported once for each of several words.
 
         Raises:
             ImageError: no image is set, or this is none.
-            ValueError: a score outside 0..1.
+            ValueError: a score outside 0..1, or ``top_k`` below 1.
         """
         vocabulary = self._vocabulary  # before the image is read, which takes time
-        return self._shared.predict(self._known(image), vocabulary, above, task)
+        wanted = _wanted(least_score, task, top_k, agnostic_nms)
+        return self._shared.predict(self._known(image), vocabulary, wanted)
 
     def predict_batch(
-        self, images: Iterable[ImageLike], above: float = 0.0, task: Task | None = None
+        self,
+        images: Iterable[ImageLike],
+        least_score: float | None = None,
+        task: Task | None = None,
+        *,
+        top_k: int | None = None,
+        agnostic_nms: bool = False,
     ) -> list[Prediction]:
         """Look for the vocabulary in images of any sizes, some at a time, in their order.
 
         Args:
             images: of them, some are in memory at a time.
-            above, task: as of `predict`.
+            least_score, task, top_k, agnostic_nms: as of `predict`.
 
         Raises:
             ImageError: one of them is no image; the message has its number, counted from 0.
+            ValueError: as of `predict`.
         """
         vocabulary, rest = self._vocabulary, enumerate(images)
+        wanted = _wanted(least_score, task, top_k, agnostic_nms)
         found: list[Prediction] = []
         while some := [_numbered(*pair) for pair in itertools.islice(rest, _BATCH)]:
-            found += self._shared.predict_batch(some, vocabulary, above, task)
+            found += self._shared.predict_batch(some, vocabulary, wanted)
         return found
 
     def dense_features(self, image: ImageLike | None = None) -> Tensor:
@@ -263,6 +288,13 @@ class Predictor:
         if self._image is None:
             raise ImageError("no image is set: call set_image first, or give one")
         return self._image
+
+
+def _wanted(
+    least_score: float | None, task: Task | None, top_k: int | None, agnostic_nms: bool
+) -> Wanted:
+    least = LEAST_SCORE if least_score is None else least_score
+    return Wanted(DetectionLimits(least, top_k, agnostic_nms), least_score or 0.0, task)
 
 
 def _numbered(number: int, image: ImageLike) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +17,29 @@ from densedet.engine.launch import resolve_device
 from densedet.engine.options import PRECISIONS
 from densedet.engine.precision import warn_if_slow
 from densedet.errors import ConfigError
-from densedet.predictor.encoder import ImageEncoder, replaced
+from densedet.modeling.detection_limits import DetectionLimits, limited, replaced
+from densedet.predictor.encoder import ImageEncoder
 from densedet.predictor.images import MAX_PIXELS, MAX_TOKENS, ImageMemory, PreparedImage, prepare
 from densedet.predictor.prediction import Prediction, Task
 from densedet.vocabulary import Vocabulary
 
 _IMAGES_KEPT = 4
 _VOCABULARIES_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a call is to tell, all or a part of it.
+
+    Attributes:
+        limits: of detections.
+        least_confidence: of the class of a pixel.
+        task: one of the model's, or None for all.
+    """
+
+    limits: DetectionLimits
+    least_confidence: float = 0.0
+    task: Task | None = None
 
 
 class SharedModel:
@@ -72,23 +89,13 @@ class SharedModel:
         with self._lock:
             return self._memory.get(pixels, self._augmentations, self._max_pixels)
 
-    def predict(
-        self,
-        image: PreparedImage,
-        vocabulary: Vocabulary,
-        above: float = 0.0,
-        task: Task | None = None,
-    ) -> Prediction:
+    def predict(self, image: PreparedImage, vocabulary: Vocabulary, wanted: Wanted) -> Prediction:
         """Look at one image, and remember its features; see `Predictor.predict`."""
         with self._asked_for(vocabulary), self._encoder.remembering(image.kept):
-            return self._predictions([image], vocabulary, above, task)[0]
+            return self._predictions([image], vocabulary, wanted)[0]
 
     def predict_batch(
-        self,
-        arrays: Sequence[NDArray[Any]],
-        vocabulary: Vocabulary,
-        above: float = 0.0,
-        task: Task | None = None,
+        self, arrays: Sequence[NDArray[Any]], vocabulary: Vocabulary, wanted: Wanted
     ) -> list[Prediction]:
         """Look at images at once, those of one size together, without remembering them.
 
@@ -101,7 +108,7 @@ class SharedModel:
         found: dict[int, Prediction] = {}
         for rows in groups.values():
             with self._asked_for(vocabulary), self._encoder.remembering(None):
-                some = self._predictions([images[row] for row in rows], vocabulary, above, task)
+                some = self._predictions([images[row] for row in rows], vocabulary, wanted)
             found.update(zip(rows, some, strict=True))
         return [found[row] for row in range(len(images))]
 
@@ -140,16 +147,16 @@ class SharedModel:
         self,
         images: Sequence[PreparedImage],
         vocabulary: Vocabulary,
-        above: float,
-        task: Task | None,
+        wanted: Wanted,
     ) -> list[Prediction]:
         """In the pixels of the images, however large; what is not wanted is never so large."""
-        outputs = self.model([image.record for image in images])
+        with limited(self.model, wanted.limits):
+            outputs = self.model([image.record for image in images])
         found = [Prediction.of(output, vocabulary) for output in outputs]
-        if task is not None:
-            found = [prediction.telling(task) for prediction in found]
-        if above:
-            found = [prediction.above(above) for prediction in found]
+        if wanted.task is not None:
+            found = [prediction.telling(wanted.task) for prediction in found]
+        least = wanted.limits.least_score
+        found = [prediction.without(least, wanted.least_confidence) for prediction in found]
         return [
             prediction.resized(*image.size) for prediction, image in zip(found, images, strict=True)
         ]

@@ -119,7 +119,7 @@ def test_a_photograph_of_12_megapixels(predictor, image, caplog):
     photo = np.asarray(Image.fromarray(image).resize((4_000, 3_000)))
     predictor.set_vocabulary("red star;blue ring")
     with caplog.at_level(logging.WARNING):
-        found = predictor.predict(photo, above=0.01, task="instance")
+        found = predictor.predict(photo, least_score=0.01, task="instance")
     assert found.instances.image_size == (3_000, 4_000)
     assert "4000 x 3000 pixels is looked at with 739 x 554 (max_pixels=409600)" in caplog.text
     assert (found.instances.scores >= 0.01).all() and len(found.instances)

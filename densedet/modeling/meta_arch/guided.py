@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, RetinaNet
 from detectron2.modeling.roi_heads import ROIHeads
 from torch import nn
 
@@ -11,6 +11,7 @@ from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone.guided import GuidedBackbone, find_guided
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.checks import check_choice
+from densedet.modeling.pasting import PastesMasks
 from densedet.vocabulary import Vocabulary
 
 Normalizer = Literal["ema", "batch"]
@@ -154,7 +155,7 @@ class GuidedRetinaNet(GuidedDetector, RetinaNet):
 
 
 @META_ARCH_REGISTRY.register()
-class GuidedRCNN(GuidedDetector, GeneralizedRCNN):
+class GuidedRCNN(GuidedDetector, PastesMasks):
     """`GeneralizedRCNN` on a guided backbone (DenseCLIP, arXiv 2112.01518).
 
     Args:

@@ -5,17 +5,18 @@ from typing import Any
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone import DENSE_FEATURE
+from densedet.modeling.detection_limits import DetectionLimits
 from densedet.modeling.image_sizes import without_padding
 from densedet.modeling.mask_ensemble import MaskEnsemble
 from densedet.modeling.meta_arch.rcnn import OpenVocabularyRCNN
 from densedet.modeling.open_vocabulary_sem_seg_head import OpenVocabularySegmentationHead
+from densedet.modeling.pasting import output_size, postprocess
 from densedet.modeling.pixel_scores import PixelScores, enlarged
 from densedet.vocabulary import Vocabulary
 
@@ -59,6 +60,7 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
                 "into the scores: set one of them to null"
             )
         self.mask_ensemble = mask_ensemble
+        self.limits: DetectionLimits | None = None  # of the ensemble's scores; see `limited`
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Find these things and this stuff from now on; no weight changes.
@@ -129,6 +131,8 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         ]
         if self.mask_ensemble is not None:
             maps = self._ensemble(self.mask_ensemble, features[DENSE_FEATURE], maps, instances)
+            if self.limits is not None:
+                instances = [self.limits.select(found) for found in instances]
         for found in instances:
             found.pred_classes = found.pred_classes.new_tensor(self._things)[found.pred_classes]
         if not do_postprocess:
@@ -160,10 +164,9 @@ class OpenVocabularyPanopticFPN(OpenVocabularyRCNN, PanopticFPN):
         self, scores: PixelScores, instances: Instances, record: dict[str, Any]
     ) -> dict[str, Any]:
         """The result of one image, in its output size."""
-        size = instances.image_size
-        height, width = record.get("height", size[0]), record.get("width", size[1])
+        height, width = output_size(record, instances)
         semantic = scores.resized((height, width))
-        found = detector_postprocess(instances, height, width)
+        found = postprocess(instances, height, width)
         panoptic, segments = combine_semantic_and_instance_outputs(
             found,
             self._stuff_ranks(semantic),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList, Instances
 
 from densedet.clip import ClassEmbeddings
@@ -11,16 +11,17 @@ from densedet.errors import ConfigError
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.image_sizes import ImagesApart
 from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
+from densedet.modeling.pasting import PastesMasks
 from densedet.modeling.roi_heads import OpenVocabularyROIHeads
 
 
 @META_ARCH_REGISTRY.register()
-class ClosedSetRCNN(ImagesApart, GeneralizedRCNN):
+class ClosedSetRCNN(ImagesApart, PastesMasks):
     """`GeneralizedRCNN` on a `ClipBackbone`: images of several sizes are seen apart."""
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRCNN(OpenVocabularyModel, ImagesApart, GeneralizedRCNN):
+class OpenVocabularyRCNN(OpenVocabularyModel, ImagesApart, PastesMasks):
     """`GeneralizedRCNN` whose classes are a vocabulary, replaceable at any time.
 
     ``pred_classes`` and, in training, ``gt_classes`` are indices into the vocabulary.
