@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densedet.data.ade20k_benchmarks import register_ade20k, register_ade20k_panoptic
     from densedet.data.benchmarks import register_all
-    from densedet.data.catalog import read_vocabulary, register_coco_format
+    from densedet.data.catalog import get_records, read_vocabulary, register_coco_format
     from densedet.data.cityscapes import register_cityscapes
     from densedet.data.coco_benchmarks import register_coco_panoptic, register_coco_stuff_164k
     from densedet.data.coco_format import load_coco_format
@@ -66,6 +66,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "context_vocabulary",
+    "get_records",
     "large_scale_jitter",
     "load_coco_format",
     "load_panoptic_format",
@@ -110,6 +111,7 @@ _MODULES = {
     "build_test_loader": "loader",
     "build_train_loader": "loader",
     "context_vocabulary": "pascal",
+    "get_records": "catalog",
     "large_scale_jitter": "transforms",
     "load_coco_format": "coco_format",
     "load_panoptic_format": "panoptic_format",

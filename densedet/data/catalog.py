@@ -3,13 +3,21 @@
 import mmap
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+)
+from detectron2.data.detection_utils import check_metadata_consistency
 
 from densedet.data.annotation_file import LISTS, named_ids
 from densedet.data.annotation_table import AnnotationTable
 from densedet.data.coco_format import coco_records
+from densedet.data.record_list import AnnotationList
 from densedet.data.registration import is_registered
 from densedet.data.table_cache import annotation_table
 from densedet.errors import DatasetError, VocabularyError
@@ -121,3 +129,54 @@ def register_coco_format(
         hint=hint,
         registration=arguments,
     )
+
+
+def get_records(names: str | Sequence[str], filter_empty: bool = True) -> list[dict[str, Any]]:
+    """Detectron2's ``get_detection_dataset_dicts``, which makes no annotation to look at it.
+
+    Args:
+        names: of registered data sets; their records follow each other.
+        filter_empty: whether images without an annotation that is no crowd are left out.
+
+    Returns:
+        The records; the distribution of their classes is logged.
+
+    Raises:
+        DatasetError: one of the data sets is empty, or nothing is left, or what loading raises.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    records: list[dict[str, Any]] = []
+    for name in names:
+        found = DatasetCatalog.get(name)
+        if not found:
+            raise DatasetError(f"data set {name!r} is empty")
+        records += found
+    if "annotations" not in records[0]:
+        return records
+    outlines: list[dict[str, Any]] = [
+        {"record": record, "annotations": _Outline(record["annotations"])} for record in records
+    ]
+    if filter_empty:
+        outlines = filter_images_with_only_crowd_annotations(outlines)
+    if MetadataCatalog.get(names[0]).get("thing_classes") is not None:
+        check_metadata_consistency("thing_classes", names)
+        together = {"annotations": chain.from_iterable(o["annotations"] for o in outlines)}
+        labels = MetadataCatalog.get(names[0]).thing_classes
+        print_instances_class_histogram([together], labels)
+    if not outlines:
+        raise DatasetError(f"no image of {', '.join(names)} has an annotation that is no crowd")
+    return [outline["record"] for outline in outlines]
+
+
+class _Outline:
+    """An iterable over annotations; of an annotation table it makes no more than is looked at."""
+
+    __slots__ = ("annotations",)
+
+    def __init__(self, annotations: Sequence[dict[str, Any]]) -> None:
+        self.annotations = annotations
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if isinstance(self.annotations, AnnotationList):
+            return self.annotations.outline()
+        return iter(self.annotations)

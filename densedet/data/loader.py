@@ -204,6 +204,11 @@ def seeded(*key: int) -> Iterator[None]:
         torch.random.default_generator.set_state(state[2])
 
 
+def _check_number(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}={value!r:.100}: give an integer >= {least}")
+
+
 def build_train_loader(
     dataset: Sequence[Any],
     mapper: Mapper,
@@ -218,7 +223,7 @@ def build_train_loader(
     """Return the loader of a training, split over the processes.
 
     Args:
-        dataset: e.g. ``L(detectron2.data.get_detection_dataset_dicts)(names="...")``.
+        dataset: e.g. ``L(densedet.data.get_records)(names="...")``.
         mapper: From a record to what the model takes.
         total_batch_size: Images of one iteration over all processes; divisible by their number.
         seed: Of order and augmentation; None: ``cfg.train.seed``.
@@ -227,11 +232,21 @@ def build_train_loader(
         prefetch_factor: Batches each worker loads ahead; None: torch's default.
 
     Raises:
-        ConfigError: the batch cannot be split.
+        ConfigError: the batch cannot be split, or a number is none of processes, batches or a seed.
         DatasetError: the data set is empty, or an image of a sample has not the size of its record.
         ImageError: an image of a sample is missing or is no image.
     """
     world = comm.get_world_size()
+    _check_number("num_workers", num_workers, 0)
+    if seed is not None:
+        _check_number("seed", seed, 0)
+    if prefetch_factor is not None:
+        _check_number("prefetch_factor", prefetch_factor, 1)
+        if num_workers == 0:
+            raise ConfigError(
+                f"prefetch_factor={prefetch_factor} is of worker processes, and num_workers=0; "
+                "leave it out"
+            )
     if total_batch_size < 1 or total_batch_size % world:
         raise ConfigError(
             f"total_batch_size={total_batch_size} cannot be split over {world} processes"
@@ -249,8 +264,10 @@ def build_test_loader(
     """Return a loader that gives every record once, over all processes together, in order.
 
     Raises:
-        DatasetError, ImageError: see :func:`build_train_loader`.
+        ConfigError, DatasetError, ImageError: see :func:`build_train_loader`.
     """
+    _check_number("num_workers", num_workers, 0)
+    _check_number("batch_size", batch_size, 1)
     if len(dataset) == 0:
         raise DatasetError("the test data set is empty: there is nothing to evaluate")
     look_at_images(dataset, mapper)

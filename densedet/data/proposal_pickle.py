@@ -4,14 +4,15 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from densedet.errors import DatasetError
 
+_SMALL = 1 << 20  # bytes; larger ones are real, or take so long to send that they are no trap
 _UNFOLDED = 10  # items for each byte of a file; one that is there once takes a byte at least
 
 
@@ -32,8 +33,10 @@ def read_pickle(file: BinaryIO, path: Path) -> Any:
             very much more than the file.
     """
     try:
-        content = _DataUnpickler(file, encoding="latin1").load()
-        return _Unfolding(_UNFOLDED * os.fstat(file.fileno()).st_size).plain(content)
+        size = os.fstat(file.fileno()).st_size
+        unpickler = _CarefulUnpickler if size < _SMALL else _DataUnpickler
+        content = unpickler(file, encoding="latin1").load()
+        return _Unfolding(_UNFOLDED * size).plain(content)
     except _Refused as error:
         raise proposal_error(
             path,
@@ -125,6 +128,11 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _ordered_dict() -> OrderedDict[Any, Any]:
+    """Its items come one by one, as those of a dict."""
+    return OrderedDict()
+
+
 def _box_mode(owner: Any, name: str) -> int:
     """A member of BoxMode by its name, as some releases of Python 3.11 write it (Debian 12's)."""
     if owner is not int or name not in _BOX_MODES:
@@ -147,7 +155,7 @@ _STAND_INS: Mapping[str, Any] = {
         )
     },
     "detectron2.structures.boxes.BoxMode": int,
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _ordered_dict,
     "_codecs.encode": _encode,  # bytes in protocols 0 to 2
     "__builtin__.bytes": _no_bytes,
     "__builtin__.getattr": _box_mode,
@@ -155,7 +163,7 @@ _STAND_INS: Mapping[str, Any] = {
 }
 
 
-class _DataUnpickler(pickle.Unpickler):
+class _DataOnly:
     """Knows a few names, which stand for functions of this module, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -165,6 +173,44 @@ class _DataUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("an object outside the file")
+
+
+class _DataUnpickler(_DataOnly, pickle.Unpickler):
+    """For large files."""
+
+
+class _CarefulUnpickler(_DataOnly, pickle._Unpickler):
+    """Python's own, which lets us look at a key before it is hashed.
+
+    The hash of a tuple that holds another twice, and that a third one, takes twice as long with
+    each line of the pickle, and is computed in C where nothing can interrupt it.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {**pickle._Unpickler.dispatch}
+
+    def _check_keys(self, keys: Sequence[Any]) -> None:
+        for key in keys:
+            if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+                raise ValueError("a key that is tuples in a tuple")
+
+
+def _checking(code: bytes, keys: slice) -> None:
+    """Let an opcode look at the keys among what it takes from the stack."""
+    load = _CarefulUnpickler.dispatch[code[0]]
+
+    def checked(self: _CarefulUnpickler) -> None:
+        self._check_keys(self.stack[keys])
+        load(self)
+
+    _CarefulUnpickler.dispatch[code[0]] = checked
+
+
+_checking(pickle.SETITEM, slice(-2, -1))
+for _code in (pickle.SETITEMS, pickle.DICT):
+    _checking(_code, slice(0, None, 2))
+for _code in (pickle.ADDITEMS, pickle.FROZENSET):
+    _checking(_code, slice(None))
 
 
 class _TooMuch(Exception):

@@ -95,6 +95,13 @@ class AnnotationList(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(ReadOnlyAnnotation, self._plain())
 
+    def outline(self) -> Iterator[dict[str, Any]]:
+        """The "category_id" and "iscrowd" of each, much less work than the annotations."""
+        rows, columns = self.columns.rows[self.start : self.stop], self.columns
+        values = (columns.classes[rows].tolist(), columns.table.crowds[rows].tolist())
+        for index, crowd in zip(*values, strict=True):
+            yield {"category_id": index, "iscrowd": int(crowd)}
+
     def _plain(self) -> Iterator[dict[str, Any]]:
         return self.columns.annotations(self.columns.rows[self.start : self.stop])
 

@@ -20,18 +20,34 @@ from omegaconf.errors import OmegaConfBaseException
 from densedet import model_zoo
 from densedet.engine.overrides import apply_overrides
 from densedet.engine.targets import (
+    CONTAINER,
     calls,
     find_signature,
     find_target,
     hint,
     keyword_arguments,
     kinds,
+    plain_value,
     title,
 )
 from densedet.errors import ConfigError, DatasetError, DensedetError
 
 __all__ = ["apply_overrides", "build", "check_arguments", "load_config"]
 
+_WORDS = {
+    "text": "text",
+    "number": "a number",
+    "truth": "true or false",
+    "nothing": "null",
+    "list": "a list",
+    "dict": "L(...)(...)",
+}
+# what constructors raise for a number or a part that is none for them; of others a message alone
+# would not say where
+_OF_A_VALUE = (
+    *(KeyError, AssertionError, ValueError, TypeError),
+    *(ArithmeticError, AttributeError, IndexError, RuntimeError),
+)
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -100,19 +116,31 @@ def check_arguments(cfg: Any, name: str = "") -> None:
                 raise ConfigError(
                     f"{place}: {title(target)} has no argument {key!r}{hint(str(key), known)}"
                 )
-            child: Any = node._get_node(key)
-            value: Any = child._value()
-            if isinstance(value, (int, float, datetime.date)):
-                _check_text(f"{place}.{key!s}", value, target, str(key))
+            value = plain_value(node, str(key))
+            if value is not CONTAINER:
+                _check_kind(f"{place}.{key!s}", value, target, str(key))
 
 
-def _check_text(place: str, value: Any, target: Callable[..., Any], name: str) -> None:
-    """Refuse what YAML or Python reads as another thing than the text that is wanted."""
+def _check_kind(place: str, value: Any, target: Callable[..., Any], name: str) -> None:
+    """Refuse text where a number is wanted, and what YAML reads as a number where text is.
+
+    What an argument of densedet's own takes is known; of other code only numbers and text are.
+    """
+    own = getattr(target, "__module__", "").partition(".")[0] == "densedet"
     for fitting in kinds(target, name):
-        if "text" in fitting and fitting <= {"text", "nothing"}:
+        if isinstance(value, (int, float, datetime.date)):
+            wrong = not fitting & {"number", "truth"} and (own or fitting <= {"text", "nothing"})
+            wrong = wrong and "list" not in fitting
+        elif isinstance(value, str):
+            wrong = fitting <= {"number", "truth", "nothing"} or (own and fitting == {"dict"})
+        else:
+            wrong = own and value is None and "nothing" not in fitting
+        if wrong:
+            wanted = sorted(fitting - {"nothing"}) or ["nothing"]
+            remedy = "; in the config put it in quotes" if wanted == ["text"] else ""
             raise ConfigError(
                 f"{place}={value} has the type {type(value).__name__} where {title(target)} wants "
-                "text; in the config put it in quotes"
+                f"{' or '.join(_WORDS[kind] for kind in wanted)}{remedy}"
             )
 
 
@@ -145,7 +173,7 @@ def build(cfg: Any, name: str, kind: type | tuple[type, ...] = object) -> Any:
         raise
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
-    except (KeyError, AssertionError, ValueError, TypeError) as error:
+    except _OF_A_VALUE as error:
         reason = str(error.args[0]) if error.args else ""
         if "is not registered" in reason:
             raise ConfigError(f"{name}: {reason}; register it in dataloader.register") from error
@@ -154,7 +182,7 @@ def build(cfg: Any, name: str, kind: type | tuple[type, ...] = object) -> Any:
         if isinstance(error, KeyError):
             raise
         parts = [" ".join(reason.split())]
-        if isinstance(error, AssertionError) or not parts[0]:  # its text may be a mere path
+        if not (isinstance(error, (ValueError, TypeError)) and parts[0]):
             parts.append(_failed_line(error))
         raise ConfigError(f"{name}: {'; '.join(filter(None, parts))}") from error
     if not isinstance(built, kind):

@@ -75,6 +75,24 @@ def keyword_arguments(target: Callable[..., Any]) -> list[str] | None:
     return [name for name, p in found.items() if p.kind is not p.VAR_POSITIONAL]
 
 
+CONTAINER = object()
+"""What :func:`plain_value` says of a list, a dict, and of what cannot be looked up."""
+
+
+def plain_value(node: DictConfig, key: str) -> Any:
+    """The text, number, truth value or None under a key, also where it refers to one."""
+    child: Any = node._get_node(key)
+    try:
+        if child._is_interpolation():
+            child = child._dereference_node()
+    except OmegaConfBaseException:
+        return CONTAINER
+    if child is None or child._is_missing() or OmegaConf.is_config(child):
+        none = OmegaConf.is_config(child) and child._is_none()
+        return None if none else CONTAINER
+    return child._value()
+
+
 def title(target: Callable[..., Any]) -> str:
     """How a message names a target."""
     return getattr(target, "__qualname__", str(target))
@@ -131,7 +149,7 @@ def kinds(target: Any, name: str) -> Iterator[frozenset[str]]:
     """The kinds of values that a parameter's annotation allows; nothing where that is unknown."""
     try:
         function: Callable[..., Any] = locate(target) if isinstance(target, str) else target
-        parameter = inspect.signature(function, eval_str=True).parameters.get(name)
+        parameter = _parameter(function, name)
     except Exception:  # what is no argument here is complained of elsewhere
         return
     if parameter is None:
@@ -143,6 +161,18 @@ def kinds(target: Any, name: str) -> Iterator[frozenset[str]]:
     found = frozenset(_kinds(parameter.annotation))
     if "anything" not in found:
         yield found | ({"nothing"} if parameter.default is None else set())
+
+
+def _parameter(function: Callable[..., Any], name: str) -> inspect.Parameter | None:
+    """The parameter of this name, also of the base class that keywords are handed on to."""
+    found = inspect.signature(function, eval_str=True).parameters
+    if name in found or not isinstance(function, type):
+        return found.get(name)
+    if not any(p.kind is p.VAR_KEYWORD for p in found.values()):
+        return None
+    bases = (base for base in function.__mro__[1:] if "__init__" in vars(base))
+    base = next(bases, object)
+    return None if base is object else _parameter(base, name)
 
 
 def _kinds(hint: Any) -> Iterator[str]:

@@ -151,3 +151,21 @@ def test_other_errors_of_a_worker_keep_their_traceback():
     loader = build_test_loader([{"a": 1}], lambda record: record["b"], num_workers=1)
     with pytest.raises(KeyError, match="Traceback"):
         list(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": -1}, "num_workers=-1: give an integer >= 0"),
+        ({"num_workers": 1.5}, "num_workers=1.5: give an integer >= 0"),
+        ({"seed": -1}, "seed=-1: give an integer >= 0"),
+        ({"prefetch_factor": 0, "num_workers": 1}, "prefetch_factor=0: give an integer >= 1"),
+        ({"prefetch_factor": 2}, "prefetch_factor=2 is of worker processes, and num_workers=0"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_before_the_first_sample(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_train_loader([{"n": 1}], dict, 1, **options)
+    if options.keys() == {"num_workers"}:
+        with pytest.raises(ConfigError, match=message):
+            build_test_loader([{"n": 1}], dict, **options)

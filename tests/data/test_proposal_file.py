@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import re
+import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 
-from densedet.data import read_proposal_file
+from densedet.data import proposal_pickle, read_proposal_file
 from densedet.errors import DatasetError
 
 BOXES = [
@@ -296,3 +298,39 @@ def test_attributes_are_members_of_box_mode_alone(tmp_path, protocol):
         path.write_bytes(pickle.dumps(Evil(getattr, owner, name), protocol))
         with path.open("rb") as file, pytest.raises(DatasetError, match="to run code from a file"):
             read_pickle(file, path)
+
+
+def _nested(depth: int) -> bytes:
+    """Opcodes of a tuple that holds another one twice, and so on; on the stack of the pickle."""
+    return b")" + depth * (b"2" + pickle.TUPLE2)
+
+
+@pytest.mark.parametrize(
+    "keyed",
+    [
+        b"}" + _nested(28) + b"K\x01s",
+        b"}(" + _nested(28) + b"K\x01u",
+        b"(" + _nested(28) + b"K\x01d",
+        b"\x8f(" + _nested(28) + b"\x90",
+        b"(" + _nested(28) + b"\x91",
+        b"ccollections\nOrderedDict\n(]" + _nested(28) + b"K\x01\x86atR",
+        b"ccollections\nOrderedDict\n)R" + _nested(28) + b"K\x01s",
+    ],
+    ids=["setitem", "setitems", "dict", "set", "frozenset", "ordered arguments", "ordered"],
+)
+def test_keys_whose_hash_would_take_for_ever_are_refused(write, keyed):
+    started = time.process_time()
+    with pytest.raises(DatasetError, match=r"proposals\.pkl is damaged or no proposal file"):
+        read_proposal_file(write(b"\x80\x04" + keyed + b"."))
+    assert time.process_time() - started < 2
+
+
+def test_small_and_large_files_read_the_same(write, monkeypatch):
+    path = write(content(note={(1, 2): OrderedDict(a=(1, (2, 3)))}))
+    small = read_proposal_file(path)
+    monkeypatch.setattr(proposal_pickle, "_SMALL", 0)
+    large = read_proposal_file(path)
+    assert small.keys() == large.keys() and len(small) == 2
+    for image_id, found in small.items():
+        for a, b in zip(found, large[image_id], strict=True):
+            np.testing.assert_array_equal(a, b)

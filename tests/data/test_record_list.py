@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import build as d2_build
 from torch.utils.data import DataLoader
 
 from densedet.data import (
     DetectionMapper,
     build_test_loader,
+    get_records,
     load_coco_format,
     register_coco_format,
 )
-from densedet.data.record_list import AnnotationList, PackedRecords
+from densedet.data.record_list import AnnotationList, PackedRecords, RecordColumns
+from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
 
 
@@ -97,6 +105,45 @@ def test_detectron2_takes_them(
     assert [record["image_id"] for record in records] == [3], "a crowd alone is empty"
     assert len(DetectionMapper(True, [])(records[0])["instances"]) == 2
     json.dumps([dict(a) for a in records[0]["annotations"]], default=int)
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_records_are_those_of_detectron2_without_making_their_annotations(
+    filter_empty: bool,
+    tiny: dict[str, Any],
+    vocabulary: Vocabulary,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_coco_format("lazy", write(tiny), tmp_path, vocabulary)
+    register_coco_format("more", write(tiny, "more.json"), tmp_path / "b", vocabulary)
+    plain = copy.deepcopy(DatasetCatalog.get("more"))
+    DatasetCatalog.register("plain", lambda: plain)
+    MetadataCatalog.get("plain").thing_classes = list(vocabulary.labels)
+    said: list[str] = []
+    monkeypatch.setattr(d2_build, "log_first_n", lambda _level, text, key: said.append(text))
+    names = ["lazy", "more", "plain"]
+    expected = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordColumns, "annotations", None)  # makes them
+        records = get_records(names, filter_empty=filter_empty)
+    assert records == expected and len(records) == (3 if filter_empty else 9)
+    assert said[0] == said[1] and "category" in said[0]
+
+
+def test_records_that_are_none(
+    tiny: dict[str, Any], vocabulary: Vocabulary, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for annotation in tiny["annotations"]:
+        annotation["iscrowd"] = 1
+    register_coco_format("crowds", write(tiny), tmp_path, vocabulary)
+    assert len(get_records("crowds", filter_empty=False)) == 3
+    with pytest.raises(DatasetError, match="no image of crowds has an annotation that is no crowd"):
+        get_records("crowds")
+    DatasetCatalog.register("nothing", list)
+    with pytest.raises(DatasetError, match="data set 'nothing' is empty"):
+        get_records("nothing")
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:

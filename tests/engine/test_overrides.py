@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from detectron2.config import LazyCall as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from densedet.data import build_test_loader
 from densedet.engine.config import apply_overrides, build, check_arguments, load_config
 from densedet.engine.options import train_options
 from densedet.errors import ConfigError
@@ -170,3 +172,59 @@ def test_modules_beside_a_config_can_be_imported(tmp_path, monkeypatch):
     saved.write_text("model: {_target_: gone_module.make, size: 3}\n")
     with pytest.raises(ConfigError, match="'gone_module.make'.*put its folder on PYTHONPATH"):
         load_config(str(saved))
+
+
+def numbers(size: int, rate: float | None = 1.0, flag: bool = False, part: torch.nn.Module = None):
+    return [size, rate, flag, part]
+
+
+class Base:
+    def __init__(self, *, topk: int = 3, words: str | None = None):
+        self.topk = topk
+
+
+class Derived(Base):
+    def __init__(self, own: int, **kwargs):
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (L(numbers)(size="abc"), "x.size=abc has the type str where numbers wants a number"),
+        (L(numbers)(size=1, rate="fast"), "x.rate=fast .* wants a number"),
+        (L(numbers)(size=1, flag="y"), "x.flag=y .* wants true or false"),
+        (L(Derived)(own=1, topk="abc"), "x.topk=abc .* where Derived wants a number"),
+        (
+            L(build_test_loader)(dataset=[1], mapper=None),
+            "x.mapper=None .*loader wants L",
+        ),
+        (L(build_test_loader)(dataset=[1], mapper="f"), "x.mapper=f .* wants L"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        check_arguments(call, "x")
+
+
+def test_a_value_of_the_wrong_type_is_found_where_it_is_referred_to():
+    cfg = OmegaConf.create({"size": "x", "model": L(numbers)(size="${..size}"), "gone": None})
+    with pytest.raises(ConfigError, match=r"model\.size=x has the type str"):
+        check_arguments(cfg)
+    cfg.size = 3
+    check_arguments(cfg)
+    cfg.model = L(numbers)(size=True, rate=None, flag=0, part=None)  # part: not ours, and sloppy
+    check_arguments(cfg)
+    check_arguments(L(Derived)(own=1, topk=2, words=None), "x")
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_number_that_a_constructor_cannot_take_is_one_line(size):
+    with pytest.raises(
+        ConfigError, match=r"^model: .*(ZeroDivision|Runtime)Error at .*\.py:\d+\)$"
+    ):
+        build(L(make_layer)(size=size), "model")
+
+
+def make_layer(size: int):
+    return torch.zeros(size) if size < 0 else 1 / size

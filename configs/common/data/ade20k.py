@@ -5,7 +5,6 @@ fit 2048 x ``crop_size``; the model slides its window over it.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
@@ -16,6 +15,7 @@ from densedet.data import (
     SemanticMapper,
     build_test_loader,
     build_train_loader,
+    get_records,
     register_ade20k,
 )
 from densedet.evaluation import OpenVocabularySemanticEvaluator
@@ -27,7 +27,7 @@ dataloader.ignore_value = 255
 dataloader.register = [L(register_ade20k)()]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="ade20k_150_train", filter_empty=False),
+    dataset=L(get_records)(names="ade20k_150_train", filter_empty=False),
     mapper=L(SemanticMapper)(
         is_train=True,
         augmentations=[
@@ -49,7 +49,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="ade20k_150_val", filter_empty=False),
+    dataset=L(get_records)(names="ade20k_150_val", filter_empty=False),
     mapper=L(SemanticMapper)(
         is_train=False,
         augmentations=[L(ResizeToFit)(long=2048, short="${.....crop_size}")],

@@ -4,7 +4,6 @@ For another size set ``dataloader.image_size``; the model follows.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from densedet.clip import VocabularyEmbedder
@@ -13,6 +12,7 @@ from densedet.data import (
     RegionTruthMapper,
     build_test_loader,
     build_train_loader,
+    get_records,
     register_all,
     register_clipself,
 )
@@ -24,7 +24,7 @@ dataloader.image_size = 1024
 dataloader.register = [L(register_clipself)(), L(register_all)()]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="clipself_coco_train", filter_empty=False),
+    dataset=L(get_records)(names="clipself_coco_train", filter_empty=False),
     # an image of less than 10 pixels is replaced by another; skip_unreadable=True does that with
     # unreadable ones as well, as the published loader does
     mapper=L(RegionMapper)(regions=L(GridRegions)(max_split=6, max_regions=20)),
@@ -34,7 +34,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_panoptic_val", filter_empty=False),
+    dataset=L(get_records)(names="coco_panoptic_val", filter_empty=False),
     mapper=L(RegionTruthMapper)(size="${dataloader.image_size}", stride="${clip.stride}"),
     num_workers=4,
 )

@@ -5,7 +5,6 @@ The files are those of Detectron2's ``coco_2017_train`` and ``coco_2017_val``, b
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
@@ -14,6 +13,7 @@ from densedet.data import (
     ResizeShortestEdge,
     build_test_loader,
     build_train_loader,
+    get_records,
     register_coco_detection,
 )
 from densedet.evaluation import OpenVocabularyCOCOEvaluator
@@ -22,7 +22,7 @@ dataloader = OmegaConf.create()
 dataloader.register = [L(register_coco_detection)()]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_train", filter_empty=True),
+    dataset=L(get_records)(names="coco_train", filter_empty=True),
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=[
@@ -37,7 +37,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_val", filter_empty=False),
+    dataset=L(get_records)(names="coco_val", filter_empty=False),
     mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=[

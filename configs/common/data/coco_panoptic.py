@@ -1,7 +1,6 @@
 """COCO panoptic, 133 categories; the sizes of Detectron2's Panoptic FPN: short side 640 to 800."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
@@ -10,6 +9,7 @@ from densedet.data import (
     ResizeShortestEdge,
     build_test_loader,
     build_train_loader,
+    get_records,
     register_coco_panoptic,
 )
 from densedet.evaluation import OpenVocabularyPanopticEvaluator
@@ -21,7 +21,7 @@ dataloader.register = [L(register_coco_panoptic)()]
 dataloader.vocabulary = L(Vocabulary.named)(name="coco_panoptic")
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_panoptic_train", filter_empty=False),
+    dataset=L(get_records)(names="coco_panoptic_train", filter_empty=False),
     mapper=L(PanopticMapper)(
         is_train=True,
         augmentations=[
@@ -39,7 +39,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_panoptic_val", filter_empty=False),
+    dataset=L(get_records)(names="coco_panoptic_val", filter_empty=False),
     mapper=L(PanopticMapper)(
         is_train=False,
         augmentations=[

@@ -4,13 +4,13 @@ For another size set ``dataloader.image_size``; the model of F-ViT pads to it.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from densedet.data import (
     DetectionMapper,
     build_test_loader,
     build_train_loader,
+    get_records,
     large_scale_jitter,
     register_all,
     resize_longest_side,
@@ -22,7 +22,7 @@ dataloader.image_size = 640
 dataloader.register = [L(register_all)()]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="ov_coco_train_seen", filter_empty=True),
+    dataset=L(get_records)(names="ov_coco_train_seen", filter_empty=True),
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=L(large_scale_jitter)(size="${....image_size}"),
@@ -34,7 +34,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="ov_coco_val", filter_empty=False),
+    dataset=L(get_records)(names="ov_coco_val", filter_empty=False),
     mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=L(resize_longest_side)(size="${....image_size}"),

@@ -1,11 +1,16 @@
 """Shapes World as semantic segmentation: 64 things and 6 kinds of stuff, 160 x 160 pixels."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
-from densedet.data import LabelReader, SemanticMapper, build_test_loader, build_train_loader
+from densedet.data import (
+    LabelReader,
+    SemanticMapper,
+    build_test_loader,
+    build_train_loader,
+    get_records,
+)
 from densedet.data.shapes_world import register_shapes_world
 from densedet.evaluation import OpenVocabularySemanticEvaluator
 
@@ -13,7 +18,7 @@ dataloader = OmegaConf.create()
 dataloader.register = [L(register_shapes_world)(root="datasets")]
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="shapes_world_semantic_train", filter_empty=False),
+    dataset=L(get_records)(names="shapes_world_semantic_train", filter_empty=False),
     mapper=L(SemanticMapper)(
         is_train=True,
         augmentations=[L(T.RandomFlip)(prob=0.5, horizontal=True)],
@@ -24,7 +29,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="shapes_world_semantic_val", filter_empty=False),
+    dataset=L(get_records)(names="shapes_world_semantic_val", filter_empty=False),
     mapper=L(SemanticMapper)(is_train=False, augmentations=[], num_classes=70),
     num_workers=0,
 )

@@ -5,13 +5,13 @@ are the model's part. No data set has a background class.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import get_detection_dataset_dicts
 
 from densedet.data import (
     ResizeToFit,
     SemanticMapper,
     build_test_loader,
     context_vocabulary,
+    get_records,
     register_ade20k,
     register_cityscapes,
     register_coco_stuff_164k,
@@ -28,7 +28,7 @@ def data_set(names, register, vocabulary, num_classes):
         register=[register],
         vocabulary=vocabulary,
         test=L(build_test_loader)(
-            dataset=L(get_detection_dataset_dicts)(names=names, filter_empty=False),
+            dataset=L(get_records)(names=names, filter_empty=False),
             mapper=L(SemanticMapper)(
                 is_train=False,
                 augmentations=[L(ResizeToFit)(long=2048, short=448)],
