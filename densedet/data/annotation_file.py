@@ -37,7 +37,7 @@ class ById(dict[Any, Any]):
 
     def __missing__(self, key: Any) -> Any:
         other: Any = str(key) if type(key) is int else None
-        if isinstance(key, str) and key.strip().isdecimal():
+        if isinstance(key, str) and len(key) < 20 and key.strip().isdecimal():
             other = int(key)
         if other is None or other not in self:
             raise KeyError(key)

@@ -27,6 +27,7 @@ from densedet.data.annotation_values import (
     are_numbers,
     is_packable,
     read_area,
+    read_crowd,
     read_mask,
     read_number,
     whole_number,
@@ -228,9 +229,9 @@ class _Annotations:
             missing = {"image_id", "category_id", "bbox"} - entry.keys()
             other = next((what for key, what in _OTHER_FILES.items() if key in entry), "")
             return f"lacks {', '.join(sorted(missing))}{other}"
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            return f"has iscrowd={crowd!r:.50}; give 0 or 1"
+        crowd = read_crowd(entry.get("iscrowd"))
+        if crowd is None:
+            return f"has iscrowd={entry['iscrowd']!r:.50}; give 0 or 1"
         try:
             position = -1 if type(image) is bool else self.images[image]
         except (KeyError, TypeError):
@@ -243,7 +244,7 @@ class _Annotations:
             category = -1
         if category < 0:
             return f"has category_id {label!r:.50}, which 'categories' lacks"
-        return position, category, int(crowd)
+        return position, category, crowd
 
     def _number(self, entry: Mapping[str, Any]) -> None:
         """Note the id of an annotation, and what is wrong with it: not all readers need it."""
@@ -349,4 +350,5 @@ def entry_name(entry: Any) -> str:
     """What a message calls an annotation."""
     if not isinstance(entry, dict):
         return f"annotation {entry!r:.200}"
-    return f"annotation {entry.get('id', '(without id)')} of image {entry.get('image_id', '?')}"
+    number, image = entry.get("id", "(without id)"), entry.get("image_id", "?")
+    return f"annotation {number!s:.50} of image {image!s:.50}"

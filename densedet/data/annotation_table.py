@@ -140,7 +140,7 @@ class AnnotationTable:
 
     def box_text(self, row: int) -> str:
         """What a message says of a box."""
-        return str([int(v) if v.is_integer() else v for v in self.boxes[row].tolist()])
+        return f"[{', '.join(f'{value:.15g}' for value in self.boxes[row].tolist())}]"
 
     def polygons_of(self, row: int) -> list[list[float]]:
         """The polygons of an annotation."""

@@ -11,6 +11,7 @@ from densedet.errors import DatasetError
 
 SHOWN = 10
 _LARGEST = 1 << 62
+_FAR = 10  # images
 
 
 class Faults:
@@ -58,15 +59,18 @@ def read_mask(mask: Any, size: Any, box: list[float]) -> tuple[int, list[list[fl
         return kinds.NO_MASK, [], b""
     if isinstance(mask, dict):
         height, width = size.tolist()
+        if not isinstance(mask.get("size"), list) or "counts" not in mask:
+            raise ValueError("run lengths need a list 'size' and 'counts'")
         if [whole_number(side) for side in mask["size"]] != [height, width]:
             raise ValueError(f"its size {mask['size']} is not the image's {[height, width]}")
         return kinds.RUN_LENGTHS, [], encode(mask["counts"], height, width)
     if not isinstance(mask, list):
         raise ValueError(f"{mask!r:.100}")
     polygons = mask if isinstance(mask[0], list) else [mask]
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        raise ValueError(f"{mask!r:.100} has an entry that is no list of coordinates")
     polygons = [list(map(read_coordinate, p)) if not are_numbers(p) else p for p in polygons]
-    if not all(map(math.isfinite, chain.from_iterable(polygons))):
-        raise ValueError("a coordinate is not finite")
+    _check_coordinates(polygons, max(size))
     valid = [p for p in polygons if len(p) % 2 == 0 and len(p) >= 6]
     if valid:
         return kinds.POLYGONS, valid, b""
@@ -77,6 +81,16 @@ def read_mask(mask: Any, size: Any, box: list[float]) -> tuple[int, list[list[fl
         corners = [x, y, x + width, y, x + width, y + height, x, y + height]
         return kinds.POLYGONS, [corners], b""
     return kinds.DEGENERATE, [], b""
+
+
+def _check_coordinates(polygons: Sequence[Sequence[float]], side: int) -> None:
+    """Refuse coordinates that pycocotools, which draws all of a line, takes minutes or dies of."""
+    largest = _FAR * side + _FAR
+    for coordinate in chain.from_iterable(polygons):
+        if not -largest <= coordinate <= largest:  # NaN is not either
+            far = f"lies far outside its image, whose longer side has {side} px"
+            finite = math.isfinite(coordinate)
+            raise ValueError(f"the coordinate {coordinate:g} {far if finite else 'is not finite'}")
 
 
 def is_packable(number: Any) -> bool:
@@ -116,6 +130,12 @@ def whole_number(value: Any) -> int | None:
         return int(number) if number.is_integer() and abs(number) < _LARGEST else None
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def read_crowd(value: Any) -> int | None:
+    """0 or 1, also as text or a truth value; a missing one is 0. None if it is neither."""
+    number = 0 if value is None else whole_number(int(value) if type(value) is bool else value)
+    return number if number in (0, 1) else None
 
 
 def read_area(value: Any) -> float:

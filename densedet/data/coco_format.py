@@ -166,7 +166,8 @@ def _clipped(table: AnnotationTable, tolerance: float, rows: NDArray[Any]) -> ND
     """
     corner, sides = table.boxes[:, :2], table.boxes[:, 2:]
     limits = table.sizes[table.images][:, ::-1]
-    over = np.maximum(-corner, corner + sides - limits).max(axis=1)
+    with np.errstate(over="ignore"):  # far outside is far outside
+        over = np.maximum(-corner, corner + sides - limits).max(axis=1)
     found = Faults(f"annotation file {table.path}")
     for row in rows[over[rows] > tolerance].tolist():
         width, height = limits[row].tolist()

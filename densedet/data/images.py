@@ -20,7 +20,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000"
 """Of images, as Pillow names them. It knows others, which run programs (EPS) or unpack much; a file
 is what its content says, whatever its name is. "JPEG" stands for MPO too, which cameras write."""
 
-LABEL_FORMATS = ("PNG", "TIFF")
+LABEL_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")
 """Of maps of labels and of segments: exact, and with up to 16 bits."""
 
 MAX_PIXELS_VARIABLE = "DENSEDET_MAX_PIXELS"

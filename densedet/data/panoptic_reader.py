@@ -8,8 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from densedet.data.annotation_file import ID_REMEDY, category_names, is_id, vocabulary_ids, whole
-from densedet.data.annotation_values import Faults
+from densedet.data.annotation_file import (
+    ID_REMEDY,
+    ById,
+    category_names,
+    is_id,
+    vocabulary_ids,
+    whole,
+)
+from densedet.data.annotation_values import Faults, read_crowd, whole_number
 from densedet.data.segment_map import MAX_ID
 from densedet.errors import DatasetError
 from densedet.vocabulary import Vocabulary
@@ -43,10 +50,10 @@ class PanopticReader:
         self.faults = Faults(f"panoptic file {path}")
         self.vocabulary = vocabulary
         self.annotations: list[dict[str, Any]] = data["annotations"]
-        self.indices = vocabulary_ids(data, path, vocabulary)
+        self.indices = ById(vocabulary_ids(data, path, vocabulary))
         self._check_categories(data)
         self.without_area = 0
-        self.images: dict[int | str, dict[str, Any]] = {}
+        self.images = ById()
         for image in data["images"]:
             with self._collected():
                 self._add_image(image)
@@ -88,11 +95,12 @@ class PanopticReader:
         image_id = whole(image["id"])
         if not is_id(image_id, self.images):
             raise self.error(f"image {image!r:.200}", ID_REMEDY)
-        sides = (whole(image["width"]), whole(image["height"]))
-        if not all(type(side) is int and side > 0 for side in sides):
+        sides = (whole_number(image["width"]), whole_number(image["height"]))
+        if not all(side is not None and side > 0 for side in sides):
+            stated = (image["width"], image["height"])
             raise self.error(
                 f"image {image_id}",
-                f"has size {sides!r:.100}; width and height are positive whole numbers",
+                f"has size {stated!r:.100}; width and height are positive whole numbers",
             )
         if not isinstance(image["file_name"], str):
             raise self.error(f"image {image_id}", "has a 'file_name' that is no text; mend it")
@@ -137,14 +145,14 @@ class PanopticReader:
         keys = {"image_id", "file_name", "segments_info"}
         if not isinstance(annotation, dict) or not keys <= annotation.keys():
             raise self.error(f"annotation {annotation!r:.200}", f"needs {', '.join(sorted(keys))}")
-        name, image_id = _name(annotation), whole(annotation["image_id"])
-        if not is_id(image_id) or image_id not in self.images:
+        name, image = _name(annotation), _find(self.images, annotation["image_id"])
+        if image is None:
             raise self.error(name, "belongs to an image that is not in 'images'; add it or drop it")
         if not isinstance(annotation["file_name"], str):
             raise self.error(name, "has a 'file_name' that is no text; mend it")
         if not isinstance(annotation["segments_info"], list):
             raise self.error(name, "has 'segments_info' that is no list")
-        return self.images[image_id]
+        return dict(image)
 
     def _segments(self, annotation: dict[str, Any]) -> list[dict[str, Any]]:
         segments: dict[int, dict[str, Any]] = {}
@@ -162,14 +170,16 @@ class PanopticReader:
     def _segment(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
         if not isinstance(entry, dict) or not {"id", "category_id"} <= entry.keys():
             raise self.error(f"segment {entry!r:.200} in {name}", "needs category_id, id")
-        number, category = whole(entry["id"]), whole(entry["category_id"])
+        number = whole_number(entry["id"])
         record = f"segment {entry['id']!s:.50} in {name}"
-        if type(number) is not int or not 1 <= number <= MAX_ID:
+        if number is None or not 1 <= number <= MAX_ID:
             raise self.error(record, "has an id that no segment in a PNG has; mend it")
-        index = self.indices.get(category) if is_id(category) else None
+        index = _find(self.indices, entry["category_id"])
         if index is None:
-            raise self.error(record, f"has category_id {category!s:.50}, which 'categories' lacks")
-        if entry.get("iscrowd", 0) not in (0, 1):
+            category = f"{entry['category_id']!r:.50}"
+            raise self.error(record, f"has category_id {category}, which 'categories' lacks")
+        crowd = read_crowd(entry.get("iscrowd"))
+        if crowd is None:
             raise self.error(record, f"has iscrowd={entry['iscrowd']!r:.50}; give 0 or 1")
         area = _area(entry.get("area"))
         self.without_area += area is None
@@ -178,7 +188,7 @@ class PanopticReader:
             "category_id": index,
             "isthing": self.vocabulary.kinds[index] == "thing",
             **({"bbox": self._box(entry["bbox"], record)} if entry.get("bbox") else {}),
-            "iscrowd": int(entry.get("iscrowd", 0)),
+            "iscrowd": crowd,
             **({} if area is None else {"area": area}),
         }
 
@@ -211,3 +221,11 @@ def _area(value: Any) -> float | None:
     if not 0 < area < math.inf:
         return None
     return int(area) if area.is_integer() else area
+
+
+def _find(entries: ById, key: Any) -> Any:
+    """What belongs to an id; None if nothing does, or if it cannot be one."""
+    try:
+        return None if type(key) is bool else entries[key]
+    except (KeyError, TypeError):
+        return None

@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from pycocotools.coco import COCO
 
+from densedet.data.annotation_table import LVIS_LISTS
 from densedet.data.table_cache import annotation_table
 from densedet.errors import DatasetError
 
@@ -99,7 +100,21 @@ def checked_ground_truth(dataset_name: str) -> dict[str, Any]:
     """
     metadata = registered_metadata(dataset_name)
     DatasetCatalog.get(dataset_name)  # its checks, with its options
-    return annotation_table(metadata.json_file, metadata.get("hint", "")).coco_data()
+    return _numbered(annotation_table(metadata.json_file, metadata.get("hint", "")).coco_data())
+
+
+def _numbered(data: dict[str, Any]) -> dict[str, Any]:
+    """With whole numbers as ids of categories, which the evaluations need; text is numbered."""
+    if all(isinstance(category["id"], int) for category in data["categories"]):
+        return data
+    numbers = {category["id"]: i for i, category in enumerate(data["categories"], 1)}
+    for category in data["categories"]:
+        category["id"] = numbers[category["id"]]
+    for annotation in data["annotations"]:
+        annotation["category_id"] = numbers[annotation["category_id"]]
+    for image in data["images"]:
+        image |= {key: [numbers[i] for i in image[key]] for key in LVIS_LISTS if key in image}
+    return data
 
 
 def has_masks(gt: Mapping[str, Any], name: str) -> bool:

@@ -95,6 +95,19 @@ def test_numbers_as_text_and_ids_of_another_type_are_understood(
     assert [type(image["id"]) for image in table.coco_data()["images"]] == [int] * 3
 
 
+@pytest.mark.parametrize(
+    ("value", "crowd"), [(None, 0), ("0", 0), ("1", 1), (1.0, 1), (True, 1), ("missing", 0)]
+)
+def test_crowds_as_people_write_them(
+    value: Any, crowd: int, tiny: dict[str, Any], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    tiny["annotations"][0]["iscrowd"] = value
+    if value == "missing":
+        del tiny["annotations"][0]["iscrowd"]
+    found = read_table(_save(tiny, tmp_path)).coco_data()["annotations"][0]
+    assert found["iscrowd"] == crowd
+
+
 def test_ids_as_text_may_be_numbers_elsewhere(
     tiny: dict[str, Any], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
@@ -118,7 +131,9 @@ def test_ids_as_text_may_be_numbers_elsewhere(
         ("bbox", None, "give four numbers"),
         ("bbox", ["inf", 1, 2, 3], "not finite"),
         ("bbox", [[1], 2, 3, 4], "give four numbers"),
-        ("iscrowd", "1", "iscrowd='1'; give 0 or 1"),
+        ("iscrowd", "2", "iscrowd='2'; give 0 or 1"),
+        ("image_id", "1" * 5000, "belongs to an image that is not in 'images'"),
+        ("bbox", [1e308] * 4, "reaches inf px outside"),
         ("image_id", True, "belongs to an image that is not in 'images'"),
         ("image_id", 3.5, "belongs to an image that is not in 'images'"),
         ("category_id", "cat", "has category_id 'cat', which 'categories' lacks"),
@@ -129,10 +144,15 @@ def test_ids_as_text_may_be_numbers_elsewhere(
         ("segments_info", [], "lacks bbox, category_id; this is a panoptic file"),
         ("segmentation", "5 6 25 6", "neither polygons nor a run-length mask"),
         ("segmentation", 5, "neither polygons nor a run-length mask"),
+        ("segmentation", [[5, 6, 25, 6, 25, 16], None], "an entry that is no list of coordinates"),
+        # pycocotools takes gigabytes for these, or crashes
+        ("segmentation", [[1, 1, 1e7, 1, 6, 6]], r"1e\+07 lies far outside its image, .* has 50"),
+        ("segmentation", [[1, 1, -1e300, 1, 6, 6]], r"-1e\+300 lies far outside its image"),
+        ("segmentation", [[1, 1, float("nan"), 1, 6, 6]], "nan is not finite"),
         ("segmentation", [[[5, 6], [25, 6], [25, 16]]], "is no coordinate; give x, y"),
         ("segmentation", [["a", 6, 25, 6, 25, 16]], "'a' is no coordinate"),
-        ("segmentation", {"counts": [2500]}, "neither polygons nor a run-length mask"),
-        ("segmentation", {"size": [50, 50]}, "neither polygons nor a run-length mask"),
+        ("segmentation", {"counts": [2500]}, "run lengths need a list 'size' and 'counts'"),
+        ("segmentation", {"size": [50, 50]}, "run lengths need a list 'size' and 'counts'"),
         (
             "segmentation",
             {"size": [50, 50], "counts": [1200, 40]},

@@ -194,7 +194,7 @@ BROKEN = {
         _change("annotations", 1, "category_id", [2]),
         r"category_id \[2\], which",
     ),
-    "iscrowd null": (_change("annotations", 1, "iscrowd", None), "2 of image 3 has iscrowd=None;"),
+    "iscrowd two": (_change("annotations", 1, "iscrowd", 2), "2 of image 3 has iscrowd=2; give"),
     "image's id a list": (_change("images", 1, "id", [3]), r"image {'id': \[3\].* cannot be one"),
     "image's id text": (_change("images", 1, "id", "3"), "image {'id': '3'.* cannot be one; give"),
     "category's id a list": (_change("categories", 1, "id", [2]), r"{'id': \[2\].* cannot be one"),

@@ -83,7 +83,14 @@ def test_other_formats_are_refused_whatever_the_name_is(form, tmp_path, monkeypa
             read(tmp_path / "photo.jpg")
 
 
-@pytest.mark.parametrize("form", ["JPEG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize("form", ["BMP", "GIF", "PPM", "TIFF"])
+def test_label_maps_of_any_exact_format(form, tmp_path):
+    path = tmp_path / "labels.png"
+    path.write_bytes(_saved(Image.fromarray(LABELS), form))
+    assert np.array_equal(read_label_map(path), LABELS)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
 def test_maps_are_exact(form, tmp_path):
     path = tmp_path / "labels.png"
     path.write_bytes(_saved(Image.fromarray(LABELS), form))

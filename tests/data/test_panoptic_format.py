@@ -140,11 +140,12 @@ def _segment(data):
         (lambda d: d["images"][1].update(height=0), r"image 4 has size \(20, 0\); width and"),
         (lambda d: _segment(d).update(id=3), "segment 3 in .*image 4 occurs twice"),
         (lambda d: _segment(d).update(id=256**3), "segment 16777216 in .*image 4 .*no segment in"),
-        (lambda d: _segment(d).update(id="8"), "segment 8 in .*image 4 .*no segment in a PNG"),
+        (lambda d: _segment(d).update(id="x"), "segment x in .*image 4 .*no segment in a PNG"),
         (lambda d: _segment(d).update(id=0), "segment 0 in .*image 4 .*no segment in a PNG"),
         (lambda d: _segment(d).update(id=True), "segment True in .*image 4 .*no segment in a PNG"),
         (lambda d: _segment(d).update(category_id=[7]), r"segment 8 .* category_id \[7\].*lacks"),
-        (lambda d: _segment(d).update(iscrowd=None), "segment 8 .*image 4 has iscrowd=None; give"),
+        (lambda d: _segment(d).update(iscrowd=2), "segment 8 .*image 4 has iscrowd=2; give"),
+        (lambda d: _segment(d).update(category_id="8"), "segment 8 .* category_id '8'.*lacks"),
         (
             lambda d: d["images"][1].update(id=[4]),
             r"image {'id': \[4\].* cannot be one; give whole",
@@ -208,6 +209,19 @@ def test_numbers_that_are_written_otherwise(data, write_panoptic):
     found = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
     assert found == expected
     assert [type(s["id"]) for record in found for s in record["segments_info"]] == [int] * 4
+
+
+def test_numbers_and_ids_as_text(data, write_panoptic):
+    vocabulary = Vocabulary.from_coco(data)
+    expected = load_panoptic_format(write_panoptic(data), "", "", vocabulary)
+    for image in data["images"]:
+        image.update({key: str(image[key]) for key in ("width", "height")})
+    for annotation in data["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+        for segment in annotation["segments_info"]:
+            segment.update({key: str(segment[key]) for key in ("id", "category_id")})
+            segment["iscrowd"] = str(segment.get("iscrowd", 0)) if segment.get("iscrowd") else None
+    assert load_panoptic_format(write_panoptic(data), "", "", vocabulary) == expected
 
 
 @pytest.mark.parametrize("box", ["missing", None, []])

@@ -100,6 +100,37 @@ def test_equal_to_pycocotools_on_the_raw_file(
             assert value == pytest.approx(wanted, rel=0, abs=1e-12, nan_ok=True)
 
 
+def test_categories_with_text_for_ids(
+    make_coco: MakeCoco,
+    outputs: Callable[..., Any],
+    vocabulary: Vocabulary,
+    write_json: Callable[[Any], Path],
+    tmp_path: Path,
+) -> None:
+    """Also where a category of the vocabulary is not in the file, and in LVIS's lists."""
+    data, detections = make_coco(0, images=4)
+    pairs = outputs(data, detections, vocabulary.labels, masks=True)
+    results = []
+    for name, prefix in (("plain", None), ("text", "c"), ("digits", "")):
+        changed = json.loads(json.dumps(data))
+        if prefix is not None:
+            for entry in changed["categories"]:
+                entry["id"] = f"{prefix}{entry['id']}"
+            for entry in changed["annotations"]:
+                entry["category_id"] = f"{prefix}{entry['category_id']}"
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(changed))
+        register_coco_format(name, path, tmp_path, vocabulary, drop_unlisted=True)
+        evaluator = OpenVocabularyCOCOEvaluator(name, ("bbox", "segm"), distributed=False)
+        evaluator.reset()
+        for sample, output in pairs:
+            evaluator.process([sample], [output])
+        found = evaluator.evaluate()
+        results.append({task: sorted(figures.items()) for task, figures in found.items()})
+        assert found["bbox"]["AP"] > 0
+    assert str(results[0]) == str(results[1]) == str(results[2])
+
+
 def test_the_file_is_decoded_once(
     make_coco: MakeCoco,
     vocabulary: Vocabulary,
