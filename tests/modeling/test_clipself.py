@@ -219,11 +219,11 @@ def test_checkpointing_changes_nothing(make_model, samples):
     losses = [m(samples)["loss_cosine"] for m in (plain, saving)]
     for loss in losses:
         loss.backward()
-    assert torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
     for one, two in zip(plain.student.parameters(), saving.student.parameters(), strict=True):
         assert (one.grad is None) is (two.grad is None)
         if one.grad is not None:
-            assert torch.equal(one.grad, two.grad)
+            torch.testing.assert_close(one.grad, two.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_evaluation_embeds_regions(make_model, samples):

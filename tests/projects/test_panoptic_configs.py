@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from densedet import model_zoo
+from densedet.data import annotation_file
 from densedet.data.conversion import category_entries, segment_entry
 from densedet.data.segment_map import write_segment_map
+from densedet.data.verification import verify
 from densedet.engine.analysis import without_weights
 from densedet.engine.config import load_config
-from densedet.engine.train import evaluate
+from densedet.engine.train import evaluate, train
 from densedet.vocabulary import Vocabulary, class_list_ids
 from densedet.weights import weights_digest
 
@@ -251,6 +254,34 @@ def test_cross_dataset_evaluation(root, tmp_path):
         "cityscapes_panoptic": {"vocabulary": cityscapes.digest()},
     }
     assert [c.label for c in cityscapes if c.kind == "thing" and not c.seen] == ["rider"]
+
+
+def test_training_and_evaluation_decode_each_file_once(root, tmp_path, monkeypatch):
+    """Also the look at the test data, and the predictions that are written."""
+    reads = []
+    decode = annotation_file._decode
+    monkeypatch.setattr(annotation_file, "_decode", lambda c: reads.append(c) or decode(c))
+    cfg = load_config(f"{PANOPTIC}coco_eva_b16.py", TINY)
+    cfg.train.update(max_iter=1, eval_period=0, precision="fp32", output_dir=str(tmp_path / "out"))
+    cfg.dataloader.train.update(total_batch_size=1, num_workers=0)
+    cfg.dataloader.test.num_workers = 0
+    for part in ("train", "test"):
+        cfg.dataloader[part].mapper.augmentations[0].update(short_edge_length=64)
+    cfg.dataloader.evaluator.output_dir = str(tmp_path / "predictions")
+
+    results = train(cfg)
+
+    assert 0 <= results["panoptic_seg"]["PQ"] <= 100
+    written = json.loads((tmp_path / "predictions/predictions.json").read_text())
+    truth = json.loads((root / SETS["coco_panoptic_val"][1]).read_text())
+    assert [written[key] == truth[key] for key in ("images", "categories")] == [True, True]
+    assert verify("coco_panoptic_train").images == 1
+    assert len(reads) == 2
+    path = root / SETS["coco_panoptic_val"][1]
+    truth["images"][0]["width"] = 97
+    path.write_text(json.dumps(truth))
+    (record,) = DatasetCatalog.get("coco_panoptic_val")
+    assert record["width"] == 97 and len(reads) == 3, "a file that changed is decoded again"
 
 
 def test_segmentation_without_training_has_the_protocol_of_448_pixels():
