@@ -10,6 +10,7 @@ Examples:
     python tools/benchmark.py text --threads 1
     python tools/benchmark.py evaluate --threads 1
     python tools/benchmark.py segment --threads 1
+    python tools/benchmark.py predict --threads 1
 """
 
 import argparse
@@ -36,6 +37,7 @@ from densedet.benchmark.machine import Settings, describe, machine_line
 from densedet.benchmark.memory import measure_peak, memory_rows, peak_row, run_memory
 from densedet.benchmark.pictures import HEIGHT, WIDTH
 from densedet.benchmark.pool import PoolSizes, pool_rows, run_pool
+from densedet.benchmark.predict import PredictJob, predict_rows, run_predict
 from densedet.benchmark.segment import CLASSES, SegmentSizes, run_segment, segment_rows
 from densedet.benchmark.text import TextJob, run_text, text_rows
 from densedet.benchmark.timing import SIDES, format_table
@@ -169,6 +171,19 @@ def segment(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome({"segment": result}, segment_rows(result), note)
 
 
+def predict(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Predictor.predict; the reference pastes all detections as Detectron2 does."""
+    compat.apply()
+    result = run_predict(PredictJob(settings, args.config_file, args.kept))
+    lower, upper = result["speedup_quartiles"]
+    note = (
+        f"{args.config_file}, an image of 160x160; {result['detections']} masks against "
+        f"{result['reference_detections']}; quartiles of the ratio {lower:.2f} to {upper:.2f}; "
+        f"results {'agree' if result['results_agree'] else 'DIFFER'}"
+    )
+    return Outcome({"predict": result}, predict_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -226,6 +241,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     seventh.add_argument("--height", type=int, default=480, help="of the image, pixels")
     seventh.add_argument("--width", type=int, default=640, help="of the image, pixels")
+    eighth = _command(commands, predict, repeats=15, compiled=None)
+    eighth.add_argument(
+        "--config-file",
+        default=PredictJob.config_file,
+        metavar="FILE",
+        help="of a detector with masks; its weights are random",
+    )
+    eighth.add_argument(
+        "--kept", type=int, default=PredictJob.kept, help="detections that reach the least score"
+    )
     return parser
 
 
