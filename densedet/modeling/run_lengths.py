@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 from torch import Tensor
@@ -45,3 +47,21 @@ def _counts(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
     counts = np.diff(edges, prepend=0)
     rest = height * width - edges[-1]
     return np.append(counts, rest) if rest else counts
+
+
+def detection_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """Detectron2's `instances_to_coco_json`, with masks by `run_lengths`.
+
+    Args:
+        instances: on the CPU.
+        image_id: of the image.
+    """
+    fields = dict(instances.get_fields())
+    masks = fields.pop("pred_masks", None)
+    records: list[dict[str, Any]] = instances_to_coco_json(
+        Instances(instances.image_size, **fields), image_id
+    )
+    if masks is not None:
+        for record, mask in zip(records, masks, strict=True):
+            record["segmentation"] = run_lengths(mask)
+    return records

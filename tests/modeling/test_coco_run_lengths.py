@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 
+from densedet.modeling.run_lengths import detection_records
 from densedet.predictor import coco_results
 from densedet.vocabulary import Vocabulary
 
@@ -45,3 +47,18 @@ def test_run_lengths_are_those_of_pycocotools(size):
         expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
         expected["counts"] = expected["counts"].decode("ascii")
         assert result["segmentation"] == expected
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+@pytest.mark.parametrize("count", [0, 5])
+def test_records_are_those_of_detectron2(with_masks, count):
+    rng = np.random.default_rng(1)
+    fields = {"pred_masks": torch.from_numpy(rng.random((count, 9, 7)) < 0.4)} if with_masks else {}
+    instances = Instances(
+        (9, 7),
+        pred_boxes=Boxes(torch.rand(count, 4)),
+        scores=torch.rand(count),
+        pred_classes=torch.arange(count),
+        **fields,
+    )
+    assert detection_records(instances, 3) == instances_to_coco_json(instances, 3)
