@@ -10,6 +10,7 @@ Examples:
     python tools/benchmark.py text --threads 1
     python tools/benchmark.py evaluate --threads 1
     python tools/benchmark.py segment --threads 1
+    python tools/benchmark.py predict --threads 1
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from densedet.benchmark.defaults import (
     CLASSES,
     GUIDANCE_CONFIG,
     HEIGHT,
+    PREDICT_CONFIG,
+    PREDICT_KEPT,
     TEXT_BATCH,
     TEXT_MODEL,
     TEXT_VOCABULARY,
@@ -185,6 +188,21 @@ def segment(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome({"segment": result}, segment_rows(result), note)
 
 
+def predict(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Predictor.predict; the reference pastes all detections as Detectron2 does."""
+    from densedet.benchmark.predict import PredictJob, predict_rows, run_predict
+
+    compat.apply()
+    result = run_predict(PredictJob(settings, args.config_file, args.kept))
+    lower, upper = result["speedup_quartiles"]
+    note = (
+        f"{args.config_file}, an image of 160x160; {result['detections']} masks against "
+        f"{result['reference_detections']}; quartiles of the ratio {lower:.2f} to {upper:.2f}; "
+        f"results {'agree' if result['results_agree'] else 'DIFFER'}"
+    )
+    return Outcome({"predict": result}, predict_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -242,6 +260,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     seventh.add_argument("--height", type=int, default=HEIGHT, help="of the image, pixels")
     seventh.add_argument("--width", type=int, default=WIDTH, help="of the image, pixels")
+    eighth = _command(commands, predict, repeats=15, compiled=None)
+    eighth.add_argument(
+        "--config-file",
+        default=PREDICT_CONFIG,
+        metavar="FILE",
+        help="of a detector with masks; its weights are random",
+    )
+    eighth.add_argument(
+        "--kept", type=int, default=PREDICT_KEPT, help="detections that reach the least score"
+    )
     return parser
 
 

@@ -9,3 +9,5 @@ CLASSES = (10, 150, 847, 1203, 5000)
 GUIDANCE_CONFIG = "projects/denseclip/configs/ade20k_rn50_denseclip.py"
 
 TEXT_MODEL, TEXT_VOCABULARY, TEXT_BATCH = "RN50-quickgelu", "ade20k_150_denseclip", 2
+
+PREDICT_CONFIG, PREDICT_KEPT = "projects/fvit/configs/quickstart.py", 10

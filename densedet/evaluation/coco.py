@@ -31,6 +31,7 @@ from densedet.evaluation.open_vocabulary import (
     mean_of_valid,
     open_vocabulary_ap,
 )
+from densedet.modeling.run_lengths import detection_records
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,18 @@ class OpenVocabularyCOCOEvaluator(OpenVocabularyEvaluator, COCOEvaluator):
         ids = {category_id: i for i, category_id in enumerate(self._category_ids)}
         changed = {"thing_classes": names, "thing_dataset_id_to_contiguous_id": ids}
         self._metadata = Metadata(**{**vars(metadata), **changed})
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """As of ``COCOEvaluator``, with masks encoded from the part that they cover."""
+        for sample, output in zip(inputs, outputs, strict=True):
+            others = {name: found for name, found in output.items() if name != "instances"}
+            count = len(self._predictions)
+            super().process([sample], [others])
+            if "instances" in output:
+                found = detection_records(output["instances"].to("cpu"), sample["image_id"])
+                if len(self._predictions) == count:
+                    self._predictions.append({"image_id": sample["image_id"]})
+                self._predictions[-1]["instances"] = found
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks: list[str] = super()._tasks_from_predictions(predictions)

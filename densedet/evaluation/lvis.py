@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
 from densedet.errors import ConfigError, DatasetError
@@ -34,6 +33,7 @@ from densedet.evaluation.open_vocabulary import (
     open_vocabulary_ap,
 )
 from densedet.files import write_text
+from densedet.modeling.run_lengths import detection_records
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class OpenVocabularyLVISEvaluator(OpenVocabularyEvaluator):
         """Keep the "instances" of a batch of images; masks as run lengths. Each counts once."""
         for sample, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            results = instances_to_coco_json(instances, sample["image_id"])
+            results = detection_records(instances, sample["image_id"])
             self._images[sample["image_id"]] = (instances.has("pred_masks"), results)
 
     def evaluate(self) -> dict[str, dict[str, float]]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.structures import BoxMode, Instances
-from pycocotools import mask as mask_util
 from torch import Tensor
 
+from densedet.modeling.run_lengths import run_lengths
 from densedet.vocabulary import Vocabulary
 
 
@@ -28,7 +28,7 @@ def coco_results(
             "score": round(score, 5),
         }
         if instances.has("pred_masks"):
-            result["segmentation"] = _run_lengths(instances.pred_masks[row])
+            result["segmentation"] = run_lengths(instances.pred_masks[row])
         results.append(result)
     return results
 
@@ -48,7 +48,7 @@ def segment_results(
             **_labelled(image_id, segment["category_id"], vocabulary),
             "isthing": bool(segment["isthing"]),
             "area": int(mask.sum()),
-            "segmentation": _run_lengths(mask),
+            "segmentation": run_lengths(mask),
         }
         if "score" in segment:
             result["score"] = round(float(segment["score"]), 5)
@@ -59,9 +59,3 @@ def segment_results(
 def _labelled(image_id: int, category: int, vocabulary: Vocabulary) -> dict[str, Any]:
     label = vocabulary.labels[category]
     return {"image_id": image_id, "category_id": category + 1, "label": label}
-
-
-def _run_lengths(mask: Tensor) -> dict[str, Any]:
-    """(H, W) to COCO's compressed run lengths."""
-    rle = mask_util.encode(mask.numpy().astype("uint8", order="F"))
-    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

@@ -8,12 +8,14 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
+from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densedet.errors import ConfigError, VocabularyError
 from densedet.modeling.backbone import AlignedResNet
 from densedet.modeling.backbone.guided import GuidedBackbone
+from densedet.modeling.detection_limits import DetectionLimits, limited
 from densedet.modeling.guidance import BoxScoreLoss
 from densedet.modeling.meta_arch import GuidedRCNN, GuidedRetinaNet
 from densedet.modeling.retinanet import P6P7
@@ -256,3 +258,26 @@ def test_the_loss_normalizer(make_model: Any, records: list[dict[str, Any]]) -> 
         assert ratio.item() == pytest.approx(average / positives, rel=1e-4)
     with pytest.raises(ConfigError, match="ema, batch"):
         make_model("retinanet", loss_normalizer="mean")
+
+
+def test_detections_within_limits(model: Any, records: list[dict[str, Any]]) -> None:
+    """One of those that overlap, whatever their classes are, and no more than asked for."""
+    model.eval()
+    overlap = 0.3
+    owner = model if isinstance(model, GuidedRetinaNet) else model.roi_heads.box_predictor
+    owner.test_nms_thresh = overlap
+    with torch.no_grad():
+        (whole, *_) = (output["instances"] for output in model(records))
+        with limited(model, DetectionLimits(0.0, agnostic_nms=True)):
+            (alone, *_) = (output["instances"] for output in model(records))
+        with limited(model, DetectionLimits(0.0, top_k=2, agnostic_nms=True)):
+            (two, *_) = (output["instances"] for output in model(records))
+        with limited(model, DetectionLimits(float(whole.scores[1]), top_k=5)):
+            (some, *_) = (output["instances"] for output in model(records))
+        (again, *_) = (output["instances"] for output in model(records))
+    overlaps = pairwise_iou(alone.pred_boxes, alone.pred_boxes).fill_diagonal_(0)
+    if owner is not model:  # RetinaNet clips boxes to the image after it has suppressed some
+        assert overlaps.max() < overlap + 0.1
+    assert len(whole) > len(alone) >= len(two) == 2 and two.scores.equal(alone.scores[:2])
+    assert 2 <= len(some) <= 5 and some.scores.equal(whole.scores[: len(some)])
+    assert again.scores.equal(whole.scores) and alone.scores[0] == whole.scores[0]

@@ -3,6 +3,9 @@
 import pytest
 from torchvision.ops import nms
 
+from densedet import model_zoo
+from densedet.predictor import Predictor
+
 
 def assert_same(found, expected):
     assert found.scores.equal(expected.scores)
@@ -57,14 +60,30 @@ def test_agnostic_nms_reports_a_region_once(predictor, image, least, monkeypatch
     assert every[kept].pred_classes.equal(found.pred_classes)
 
 
-def test_a_mask_ensemble_is_limited_by_its_own_scores(panoptic, image):
-    assert panoptic.model.mask_ensemble is None or panoptic.model.limits is None
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_things_of_a_panoptic_model(panoptic, save_untrained, image, ensemble):
+    """With a mask ensemble the scores are those after it."""
+    if ensemble:
+        config = model_zoo.get_config("projects/panoptic_fpn/configs/quickstart_clipself.py")
+        base = model_zoo.get_config("projects/panoptic_fpn/configs/quickstart.py").model
+        towers = [m.backbone.bottom_up.bottom_up.visual for m in (config.model, base)]
+        towers[0].pretrained = towers[1].pretrained  # CLIPSelf's is trained by make demo
+        config.model.combine_instances_score_thresh = 0.0
+        panoptic = Predictor(config, save_untrained(config), device="cpu")
+    assert (panoptic.model.mask_ensemble is not None) == ensemble
     whole = panoptic.predict(image, 0.0)
     least = float(whole.instances.scores.median())
     less = panoptic.predict(image, least)
-    assert_same(less.instances, whole.instances[whole.instances.scores >= least])
+    best = _best(whole.instances)
+    assert_same(less.instances, best[best.scores >= least])
     assert less.panoptic.equal(whole.above(least).panoptic)
     assert less.segments == whole.above(least).segments
+    assert_same(panoptic.predict(image, 0.0, top_k=4).instances, _best(whole.instances)[:4])
+    assert panoptic.model.limits is None
+
+
+def _best(instances):
+    return instances[instances.scores.argsort(descending=True, stable=True)]
 
 
 def test_pixels_keep_their_class_unless_a_score_is_asked_for(zero_shot, image):

@@ -28,6 +28,7 @@ SMALL = {
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
     "evaluate": ["--images", "3"],
     "segment": ["--classes", "3", "20", "--height", "40", "--width", "50"],
+    "predict": ["--kept", "3"],
 }
 
 
@@ -83,6 +84,15 @@ def check_segment(found):
         assert sizes["different_labels"] == 0 and sizes["largest_difference"] < 1e-5
 
 
+def check_predict(found):
+    assert found["speedup"] > 0 and found["results_agree"] is True
+    assert found["detections"] == 3 and found["reference_detections"] == 100
+    for side in ("ours", "reference"):
+        assert min(found["stages"][side].values()) > 0
+        shares = found["shares"][side]
+        assert sum(shares.values()) - shares["drawing"] == pytest.approx(1)
+
+
 def check_evaluation(found):
     assert found["speedup"] > 0 and len(found["speedup_quartiles"]) == 2
     assert found["largest_difference"] < 1e-8 and found["images"] == 3
@@ -95,6 +105,7 @@ CHECKS = {
     "memory": check_memory,
     "guidance": check_guidance,
     "prefix_sharing": check_text,
+    "predict": check_predict,
     **dict.fromkeys(METRICS, check_evaluation),
 }
 
@@ -112,7 +123,7 @@ def test_commands_of_the_page(benchmark, tmp_path, capsys, command):
     """Each as it stands in docs/benchmarks.md, then made small, on the CPU."""
     assert command[:2] == ["python", "tools/benchmark.py"]
     file = tmp_path / "figures" / "out.json"
-    device = ON_THE_CPU if command[2] != "evaluate" else []
+    device = [] if command[2] in ("evaluate", "segment", "predict") else ON_THE_CPU
     arguments = [*command[2:], *SMALL[command[2]], *device, *QUICK, "--json", str(file)]
     assert benchmark.main(arguments) == 0 and benchmark.METRICS == METRICS
     names = names_in_json(command)
