@@ -9,3 +9,9 @@ CLASSES = (10, 150, 847, 1203, 5000)
 GUIDANCE_CONFIG = "projects/denseclip/configs/ade20k_rn50_denseclip.py"
 
 TEXT_MODEL, TEXT_VOCABULARY, TEXT_BATCH = "RN50-quickgelu", "ade20k_150_denseclip", 2
+
+TOWER_SIZES = (224, 640)
+"""Of the images of ``towers``, pixels."""
+
+STARTS = ("help", "vocabulary", "predictor")
+"""Of ``start``."""
