@@ -258,3 +258,40 @@ def test_what_detectron2_uses_of_torch_is_not_warned_of(tmp_path):
         torch.set_warn_always(False)
         torch.distributed.destroy_process_group()
     assert all(warned[name, False] and not warned[name, True] for name in uses), warned
+
+
+STARTED = """
+import sys
+from densedet import Predictor
+slow = ("torch._dynamo", "torch._inductor", "sympy", "triton", "matplotlib", "tensorboard",
+        "gradio", "scipy", "pandas", "hydra")
+before = [name for name in slow if name in sys.modules]
+import torch
+from detectron2.layers import Conv2d, ROIAlign
+images = torch.ones(1, 1, 4, 4)
+assert Conv2d(1, 1, 1)(images).shape == images.shape
+pooled = ROIAlign((2, 2), 1.0, 0)(images, torch.tensor([[0.0, 0, 0, 3, 3]]))
+assert pooled.shape == (1, 1, 2, 2)
+after = [name for name in ("torch._dynamo", "torch._dynamo.utils") if name in sys.modules]
+module = sys.modules["torchvision.ops.roi_align"]
+from timm.layers import typing as timm_typing
+assert module.is_compile_supported("cpu") in (True, False)  # the real function's answer
+assert timm_typing.disable_compiler(abs)(-2) == 2
+assert torch.compile(lambda x: x + 1, backend="eager")(images).sum() == 32
+assert "torch._dynamo.utils" in sys.modules
+assert torch.compiler.disable.__module__ != "densedet.compat"
+print(before, after)
+"""
+
+
+def test_a_predictor_needs_no_compiler():
+    """Until it is asked for, and what is lent for that time gives way to the real one."""
+    root = Path(compat.__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", STARTED], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[] []\n"), done.stderr
+
+
+def test_what_is_there_is_not_lent():
+    import torch._dynamo  # noqa: F401
+
+    assert compat.defer_dynamo() is False

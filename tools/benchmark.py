@@ -11,6 +11,8 @@ Examples:
     python tools/benchmark.py evaluate --threads 1
     python tools/benchmark.py segment --threads 1
     python tools/benchmark.py predict --threads 1
+    python tools/benchmark.py start
+    python tools/benchmark.py towers --threads 1
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from densedet.benchmark.defaults import (
     HEIGHT,
     PREDICT_CONFIG,
     PREDICT_KEPT,
+    STARTS,
     TEXT_BATCH,
     TEXT_MODEL,
     TEXT_VOCABULARY,
+    TOWER_SIZES,
     WIDTH,
 )
 from densedet.engine.precision import PRECISION_NAMES
@@ -203,6 +207,33 @@ def predict(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome({"predict": result}, predict_rows(result), note)
 
 
+def start(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """CPU time until tools and imports are ready; the reference is the import of torch."""
+    from densedet.benchmark.start import run_start, start_rows
+
+    folder = Path(__file__).resolve().parent
+    tools = sorted(folder.glob("*.py")) if "help" in args.cases else []
+    result = run_start(settings, tools, [name for name in args.cases if name != "help"])
+    above, slowest = result["predictor_above_torch_s"], result["slowest_help_s"]
+    parts = [
+        None if slowest is None else f"slowest --help {slowest:.2f} s",
+        None if above is None else f"predictor {above:.2f} s above torch",
+    ]
+    note = "CPU seconds, the interpreter included; " + ", ".join(filter(None, parts))
+    return Outcome({"start": result}, start_rows(result), note)
+
+
+def towers(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """A block of a ViT; the reference is the same block with the attention of open_clip."""
+    from densedet.benchmark.towers import TowerJob, run_towers, tower_rows
+
+    job = TowerJob(settings, tuple(args.image_sizes), width=args.width, heads=args.heads)
+    result = run_towers(job)
+    largest = max(found["largest_difference"] for found in result.values())
+    note = f"{job.width} channels, {job.heads} heads; largest difference {largest:.1e}"
+    return Outcome({"towers": result}, tower_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -270,6 +301,14 @@ def build_parser() -> argparse.ArgumentParser:
     eighth.add_argument(
         "--kept", type=int, default=PREDICT_KEPT, help="detections that reach the least score"
     )
+    eighth = _command(commands, start, repeats=3, compiled=None)
+    eighth.add_argument("--cases", nargs="+", choices=STARTS, default=STARTS, help="default: all")
+    ninth = _command(commands, towers, repeats=9, compiled="the block")
+    ninth.add_argument(
+        "--image-sizes", nargs="+", type=int, default=TOWER_SIZES, help="sides, pixels"
+    )
+    ninth.add_argument("--width", type=int, default=768, help="channels of the block")
+    ninth.add_argument("--heads", type=int, default=12, help="of its attention")
     return parser
 
 

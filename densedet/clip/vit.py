@@ -1,7 +1,6 @@
 """OpenAI and LAION CLIP ViTs: open_clip's ``VisionTransformer``."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,8 @@ class SelfAttention(nn.MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        **others: Any,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As of ``nn.MultiheadAttention``, which does what is no self-attention of a batch.
 
@@ -39,21 +39,30 @@ class SelfAttention(nn.MultiheadAttention):
             key_padding_mask: for ``nn.MultiheadAttention``.
             need_weights: likewise.
             attn_mask: what is added to the products, ``[N, N]`` or ``[B * heads, N, N]``.
-            others: for ``nn.MultiheadAttention``.
+            average_attn_weights: for ``nn.MultiheadAttention``.
+            is_causal: likewise.
 
         Returns:
             ``[B, N, C]``, and None for the weights.
         """
         another = query is not key or key is not value or key_padding_mask is not None
-        if another or need_weights or others or self.dropout:
+        if another or need_weights or is_causal or self.dropout:
             return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, **others
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
             )
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.unflatten(0, (len(query), self.num_heads))
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*heads.unbind(), attn_mask=attn_mask)
+        queries, keys, values = heads.unbind()
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 

@@ -8,17 +8,17 @@ the option of ``train``, and, where nothing is annotated, from the value that is
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import LazyConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from densedet.engine.targets import KINDS, expected, find_target, hint, keyword_arguments
 from densedet.errors import ConfigError
+
+if TYPE_CHECKING:  # Hydra takes 0.1 s, and most configs have no overrides
+    from hydra.core.override_parser.types import Override
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -46,8 +46,12 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"override {text!r}: {str(error).splitlines()[0]}") from error
 
 
-def _parse(cfg: DictConfig, text: str) -> tuple[Override, str]:
+def _parse(cfg: DictConfig, text: str) -> "tuple[Override, str]":
     """Read an override; return it with what Hydra is to be given for it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
     parser = OverridesParser.create()
     parsed: Override | None = None
     reason = ""
@@ -69,7 +73,7 @@ def _parse(cfg: DictConfig, text: str) -> tuple[Override, str]:
     return parsed, text
 
 
-def _is_text(kinds: frozenset[str], value: str, parsed: Override | None) -> bool:
+def _is_text(kinds: frozenset[str], value: str, parsed: "Override | None") -> bool:
     """Whether a value is to be taken as it is."""
     if "text" not in kinds:
         return False
@@ -79,6 +83,8 @@ def _is_text(kinds: frozenset[str], value: str, parsed: Override | None) -> bool
         return False
     if parsed.is_sweep_override():
         return True
+    from hydra.core.override_parser.types import QuotedString
+
     read: Any = parsed._value
     if isinstance(read, QuotedString):
         return False
@@ -91,6 +97,8 @@ def _as_text(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals:
         return ""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     quote = Quote.single if '"' in value else Quote.double
     return f"; for text type {shlex.quote(f'{key}={QuotedString(value, quote).with_quotes()}')}"
 

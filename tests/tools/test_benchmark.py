@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
 METRICS = ("panoptic", "coco", "lvis")
 QUICK = ["--threads", "1", "--repeats", "2", "--warmup", "1"]
+ONCE = ["--threads", "1", "--repeats", "1"]
+WITHOUT_A_DEVICE = ("evaluate", "segment", "start")
 ON_THE_CPU = ["--device", "cpu"]
 TINY = ["--model", "densedet-tiny", "--image-size", "64", "--images", "2", "--workers", "0"]
 QUICKSTART = "projects/denseclip/configs/quickstart.py"
@@ -27,6 +29,8 @@ SMALL = {
     "text": ["--model", "densedet-tiny", "--batch", "1"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
     "evaluate": ["--images", "3"],
+    "start": ["--cases", "help", "vocabulary"],
+    "towers": ["--image-sizes", "32", "64", "--width", "32", "--heads", "4"],
     "segment": ["--classes", "3", "20", "--height", "40", "--width", "50"],
     "predict": ["--kept", "3"],
 }
@@ -93,6 +97,23 @@ def check_predict(found):
         assert sum(shares.values()) - shares["drawing"] == pytest.approx(1)
 
 
+def check_start(found):
+    helps = {name: case for name, case in found.items() if name.startswith("help ")}
+    tools = {file.name for file in (ROOT / "tools").glob("*.py")}
+    assert {name.removeprefix("help ") for name in helps} == tools
+    assert max(case["modules"] for case in helps.values()) < found["torch"]["modules"] / 3
+    assert found["slowest_help_s"] == max(case["cpu_s"] for case in helps.values())
+    assert 0 < found["vocabulary"]["cpu_s"] < found["torch"]["cpu_s"]
+    assert found["predictor_above_torch_s"] is None
+
+
+def check_towers(found):
+    assert [size["tokens"] for size in found.values()] == [5, 17] and list(found) == ["32", "64"]
+    for size in found.values():
+        assert size["speedup"] > 0 and size["largest_difference"] < 1e-5
+        assert min(size["peak_mib"].values()) >= 0
+
+
 def check_evaluation(found):
     assert found["speedup"] > 0 and len(found["speedup_quartiles"]) == 2
     assert found["largest_difference"] < 1e-8 and found["images"] == 3
@@ -106,6 +127,9 @@ CHECKS = {
     "guidance": check_guidance,
     "prefix_sharing": check_text,
     "predict": check_predict,
+    "segment": check_segment,
+    "start": check_start,
+    "towers": check_towers,
     **dict.fromkeys(METRICS, check_evaluation),
 }
 
@@ -125,6 +149,9 @@ def test_commands_of_the_page(benchmark, tmp_path, capsys, command):
     file = tmp_path / "figures" / "out.json"
     device = [] if command[2] in ("evaluate", "segment", "predict") else ON_THE_CPU
     arguments = [*command[2:], *SMALL[command[2]], *device, *QUICK, "--json", str(file)]
+    device = ON_THE_CPU if command[2] not in WITHOUT_A_DEVICE else []
+    quick = ONCE if command[2] == "start" else QUICK
+    arguments = [*command[2:], *SMALL[command[2]], *device, *quick, "--json", str(file)]
     assert benchmark.main(arguments) == 0 and benchmark.METRICS == METRICS
     names = names_in_json(command)
     machine_line, _note, header, *lines = capsys.readouterr().out.splitlines()
