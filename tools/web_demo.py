@@ -61,7 +61,7 @@ class Answer:
     """What the page shows: an image (H, W, 3), the results of the demo, their table and, for a
     vocabulary, how it was understood."""
 
-    drawn: Picture
+    drawn: Picture | None
     results: Results
     header: list[str]
     rows: list[list[Any]]
@@ -87,7 +87,7 @@ def look(
     """
     if task == SIMILARITY:
         check_length(words)
-        drawn, results = similarity_view(predictor, words.strip())(image, 1)
+        drawn, results = similarity_view(predictor, words.strip(), "fast")(image, 1)
         return tabulate(drawn, results, ["phrase", "lowest", "highest", "at"])
     if "panoptic" in predictor.tasks and not stuff.strip():
         raise VocabularyError("no stuff: this model needs some too, such as: grass; sky")
@@ -96,11 +96,11 @@ def look(
         check_scores(vocabulary, image)
     view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
-        drawn, results = detections_view(view, shown, least)(image, 1)
+        drawn, results = detections_view(view, shown, least, "fast")(image, 1)
         results.sort(key=lambda result: -result["score"])
         header = ["label", "score", "bbox"]
     else:
-        drawn, results = segments_view(view, shown, least, task == "panoptic")(image, 1)
+        drawn, results = segments_view(view, shown, least, task == "panoptic", "fast")(image, 1)
         results.sort(key=lambda result: -result["area"])
         header = ["label", "area"] + ["score"] * (task == "panoptic")
     return tabulate(drawn, results, header, vocabulary.describe())
@@ -111,7 +111,9 @@ def has_stuff(predictor: Predictor) -> bool:
     return "semantic" in predictor.tasks
 
 
-def tabulate(drawn: Picture, results: Results, header: list[str], understood: str = "") -> Answer:
+def tabulate(
+    drawn: Picture | None, results: Results, header: list[str], understood: str = ""
+) -> Answer:
     """An answer whose table has some entries of each result; lists become text."""
     rows = [[result.get(name, "") for name in header] for result in results]
     texts = [[str(cell) if isinstance(cell, list) else cell for cell in row] for row in rows]
