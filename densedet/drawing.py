@@ -137,7 +137,7 @@ def _blend(drawn: Pixels, mask: NDArray[np.bool_], colour: Sequence[int], alpha:
 
 
 def _middle(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """x and y of the pixel of a mask (H, W) that is farthest from its border; the middle of several."""
+    """x and y of the pixel of a mask (H, W) that is farthest from its border."""
     bits = np.ascontiguousarray(mask).view(np.uint8)
     x, y, width, height = cv2.boundingRect(bits)
     part = np.pad(bits[y : y + height, x : x + width], 1)

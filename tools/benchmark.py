@@ -10,6 +10,7 @@ Examples:
     python tools/benchmark.py text --threads 1
     python tools/benchmark.py evaluate --threads 1
     python tools/benchmark.py segment --threads 1
+    python tools/benchmark.py draw --threads 1
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 from densedet import cli, compat  # cli first: it hushes what the others would warn of
 from densedet.benchmark.crops import CropSizes, crop_rows, run_crops
 from densedet.benchmark.distill import distill_rows, run_distill
+from densedet.benchmark.draw import DrawSizes, draw_rows, run_draw
 from densedet.benchmark.evaluate_detection import (
     COCO_SIZES,
     LVIS_SIZES,
@@ -169,6 +171,16 @@ def segment(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome({"segment": result}, segment_rows(result), note)
 
 
+def draw(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Drawing detections; the reference is Detectron2's visualizer as it is."""
+    result = run_draw(settings, DrawSizes(args.detections, args.height, args.width))
+    note = (
+        f"{args.detections} detections with masks on {args.height}x{args.width} pixels; pixels of "
+        f"--draw detectron2 that differ from the reference: {result['different_pixels']}"
+    )
+    return Outcome({"draw": result}, draw_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -226,6 +238,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     seventh.add_argument("--height", type=int, default=480, help="of the image, pixels")
     seventh.add_argument("--width", type=int, default=640, help="of the image, pixels")
+    eighth = _command(commands, draw, repeats=9, compiled=None)
+    eighth.add_argument("--detections", type=int, default=10, help="with masks")
+    eighth.add_argument("--height", type=int, default=480, help="of the image, pixels")
+    eighth.add_argument("--width", type=int, default=640, help="of the image, pixels")
     return parser
 
 

@@ -27,6 +27,7 @@ SMALL = {
     "text": ["--model", "densedet-tiny", "--batch", "1"],
     "distill": [*TINY, "--batch", "1", "--steps", "1", "--precision", "fp32"],
     "evaluate": ["--images", "3"],
+    "draw": ["--detections", "3", "--height", "40", "--width", "50"],
     "segment": ["--classes", "3", "20", "--height", "40", "--width", "50"],
 }
 
@@ -88,7 +89,13 @@ def check_evaluation(found):
     assert found["largest_difference"] < 1e-8 and found["images"] == 3
 
 
+def check_draw(found):
+    assert found["detectron2"]["speedup"] > 0 and found["fast"]["speedup"] > 0
+    assert found["different_pixels"] == 0 and found["detections"] == 3
+
+
 CHECKS = {
+    "draw": check_draw,
     "pool": check_pool,
     "crops": check_crops,
     "distill": check_distill,
@@ -112,7 +119,7 @@ def test_commands_of_the_page(benchmark, tmp_path, capsys, command):
     """Each as it stands in docs/benchmarks.md, then made small, on the CPU."""
     assert command[:2] == ["python", "tools/benchmark.py"]
     file = tmp_path / "figures" / "out.json"
-    device = ON_THE_CPU if command[2] != "evaluate" else []
+    device = ON_THE_CPU if command[2] not in ("evaluate", "draw") else []
     arguments = [*command[2:], *SMALL[command[2]], *device, *QUICK, "--json", str(file)]
     assert benchmark.main(arguments) == 0 and benchmark.METRICS == METRICS
     names = names_in_json(command)
