@@ -35,7 +35,14 @@ from densedet.errors import (
 )
 from densedet.files import write_text
 from densedet.predictor import Predictor
-from densedet.views import DETECTION_SCORE, Results, detections_view, segments_view, similarity_view
+from densedet.views import (
+    DETECTION_SCORE,
+    Draw,
+    Results,
+    detections_view,
+    segments_view,
+    similarity_view,
+)
 from densedet.web import (
     MOST_BYTES,
     check_address,
@@ -49,6 +56,7 @@ from densedet.web import (
 EXAMPLES = (11, 5, 14)  # scenes of Shapes World
 SIMILARITY = "similarity"
 CACHE_SECONDS = 3_600
+LEGIBLE_SIDE = 320  # pixels
 BUTTONS: list[Any] = ["download", "fullscreen"]  # of a picture
 
 logger = logging.getLogger(__name__)
@@ -85,9 +93,11 @@ def look(
             a panoptic model.
         ConfigError: the model has no map in the space of words.
     """
+    # at the resolution of a small image, labels would cover it: Detectron2's enlarges it
+    way: Draw = "fast" if min(image.shape[:2]) >= LEGIBLE_SIDE else "detectron2"
     if task == SIMILARITY:
         check_length(words)
-        drawn, results = similarity_view(predictor, words.strip(), "fast")(image, 1)
+        drawn, results = similarity_view(predictor, words.strip(), way)(image, 1)
         return tabulate(drawn, results, ["phrase", "lowest", "highest", "at"])
     if "panoptic" in predictor.tasks and not stuff.strip():
         raise VocabularyError("no stuff: this model needs some too, such as: grass; sky")
@@ -96,11 +106,11 @@ def look(
         check_scores(vocabulary, image)
     view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
-        drawn, results = detections_view(view, shown, least, "fast")(image, 1)
+        drawn, results = detections_view(view, shown, least, way)(image, 1)
         results.sort(key=lambda result: -result["score"])
         header = ["label", "score", "bbox"]
     else:
-        drawn, results = segments_view(view, shown, least, task == "panoptic", "fast")(image, 1)
+        drawn, results = segments_view(view, shown, least, task == "panoptic", way)(image, 1)
         results.sort(key=lambda result: -result["area"])
         header = ["label", "area"] + ["score"] * (task == "panoptic")
     return tabulate(drawn, results, header, vocabulary.describe())
