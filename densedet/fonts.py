@@ -56,6 +56,26 @@ def families(text: str) -> list[str]:
     return [_DEFAULT, *found]
 
 
+def runs(text: str) -> list[tuple[str, str]]:
+    """Parts of a text, in order, and for each the file of a font that has its characters.
+
+    For what draws with one font at a time; of `families`, the first that has a character draws it.
+    A character that none has is drawn by the usual font.
+    """
+    files = [
+        font_manager.findfont(font_manager.FontProperties(family=[family]))
+        for family in families(text)
+    ]
+    parts: list[tuple[str, str]] = []
+    for character in text:
+        path = next((file for file in files if character in _characters(file)), files[0])
+        if parts and (path == parts[-1][1] or not _is_drawn(character)):
+            parts[-1] = (parts[-1][0] + character, parts[-1][1])
+        else:
+            parts.append((character, path))
+    return parts
+
+
 def _is_drawn(character: str) -> bool:
     """Not white space, a control, or a mark that only changes the form of its neighbours."""
     return unicodedata.category(character)[0] not in "ZC" and not "\ufe00" <= character <= "\ufe0f"

@@ -1,52 +1,86 @@
 """What the demos show of an image, and what they write: tools/demo.py and tools/web_demo.py."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from densedet import drawing, visualization
 from densedet.predictor import Predictor, coco_results, segment_results
 from densedet.tasks import Task
-from densedet.visualization import draw_detections, draw_segments, draw_similarity
+
+Draw = Literal["detectron2", "fast", "none"]
+"""With Detectron2's visualizer, quickly (`densedet.drawing`), or not at all."""
 
 Results = list[dict[str, Any]]
-View = Callable[[NDArray[Any], int], tuple[NDArray[Any], Results]]
-"""An image (H, W, 3) uint8 RGB and its number to what is drawn, likewise, and what is written."""
+View = Callable[[NDArray[Any], int], tuple[NDArray[Any] | None, Results]]
+"""An image (H, W, 3) uint8 RGB and its number to what is drawn, likewise, or None where nothing is,
+and to what is written."""
+
+_DRAWERS: dict[Draw, ModuleType | None] = {
+    "detectron2": visualization,
+    "fast": drawing,
+    "none": None,
+}
 
 
-def detections_view(predictor: Predictor, shown: Sequence[str], threshold: float) -> View:
-    """Of instances with some labels and at least a score in 0..1; results as of `coco_results`."""
+def detections_view(
+    predictor: Predictor,
+    shown: Sequence[str],
+    threshold: float,
+    draw: Draw = "detectron2",
+    **limits: Any,
+) -> View:
+    """Of instances with some labels and at least a score in 0..1; results as of `coco_results`.
 
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        found = predictor.predict(image, threshold, "instance").only(shown)
+    ``limits`` go to `Predictor.predict`: ``top_k``, ``agnostic_nms``.
+    """
+    drawer = _DRAWERS[draw]
+
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any] | None, Results]:
+        found = predictor.predict(image, threshold, "instance", **limits).only(shown)
         assert found.instances is not None
-        drawn = draw_detections(image, found.instances, found.vocabulary.labels)
+        drawn = None
+        if drawer is not None:
+            drawn = drawer.draw_detections(image, found.instances, found.vocabulary.labels)
         return drawn, coco_results(found.instances, number, found.vocabulary)
 
     return view
 
 
 def segments_view(
-    predictor: Predictor, shown: Sequence[str], threshold: float, panoptic: bool
+    predictor: Predictor,
+    shown: Sequence[str],
+    threshold: float,
+    panoptic: bool,
+    draw: Draw = "detectron2",
+    **limits: Any,
 ) -> View:
-    """Of panoptic segments, or of the classes of the pixels; results as of `segment_results`."""
+    """Of panoptic segments, or of the classes of the pixels; results as of `segment_results`.
 
+    ``limits`` are as of `detections_view`.
+    """
     task: Task = "panoptic" if panoptic else "semantic"
+    drawer = _DRAWERS[draw]
 
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
-        prediction = predictor.predict(image, threshold, task).only(shown)
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any] | None, Results]:
+        prediction = predictor.predict(image, threshold, task, **limits).only(shown)
         masks, segments = prediction.segment_masks()
         found = segment_results(masks, segments, number, prediction.vocabulary)
+        if drawer is None:
+            return None, found
         labels, scores = [r["label"] for r in found], [r.get("score") for r in found]
-        return draw_segments(image, masks.numpy(), labels, scores), found
+        return drawer.draw_segments(image, masks.numpy(), labels, scores), found
 
     return view
 
 
-def similarity_view(predictor: Predictor, phrase: str) -> View:
+def similarity_view(predictor: Predictor, phrase: str, draw: Draw = "detectron2") -> View:
     """Of the cosine with a phrase, as a heat map; written are its range and its highest place."""
+    drawer = _DRAWERS[draw]
 
-    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any], Results]:
+    def view(image: NDArray[Any], number: int) -> tuple[NDArray[Any] | None, Results]:
         cosines = predictor.similarity(phrase, image)
         row, column = divmod(int(cosines.argmax()), cosines.shape[1])
         found = {
@@ -56,6 +90,8 @@ def similarity_view(predictor: Predictor, phrase: str) -> View:
             "highest": round(float(cosines.max()), 5),
             "at": [column, row],
         }
-        return draw_similarity(image, cosines.numpy(), phrase), [found]
+        if drawer is None:
+            return None, [found]
+        return drawer.draw_similarity(image, cosines.numpy(), phrase), [found]
 
     return view

@@ -4,8 +4,6 @@ Colours depend on the label alone, which is steadier than Detectron2's VideoVisu
 thing another colour when it loses track of it.
 """
 
-import colorsys
-import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
+from densedet.drawing import captions, label_colour
 from densedet.fonts import families
 
 _LONGEST_SIDE = 4_096  # pixels, of what was enlarged
@@ -25,19 +24,21 @@ _MOST_PIXELS = 4_096**2  # matplotlib takes some 140 bytes for each
 
 
 class _Visualizer(Visualizer):
-    """Detectron2's, which also draws letters that its font does not have."""
+    """Detectron2's, faster, which also draws letters that its font does not have.
+
+    `Axes.add_patch` measures every patch, for limits of the axes that an image does not have;
+    `add_artist` draws the same pixels without.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], scale: float = 1.0) -> None:
+        super().__init__(image, scale=scale)
+        self.output.ax.add_patch = self.output.ax.add_artist
 
     def draw_text(self, text: str, position: Any, **options: Any) -> Any:
         """As Detectron2 does, in fonts that have the characters of the text."""
         output = super().draw_text(text, position, **options)
         output.ax.texts[-1].set_fontfamily(families(text))
         return output
-
-
-def label_colour(label: str) -> tuple[float, float, float]:
-    """RGB in 0..1 that depends on the label alone, so that images can be compared."""
-    hue = int.from_bytes(hashlib.sha256(label.encode()).digest()[:2], "big") / 65536
-    return colorsys.hsv_to_rgb(hue, 0.85, 1.0)
 
 
 def draw_detections(
@@ -176,10 +177,17 @@ def _enlarged(image: NDArray[np.uint8], smallest_side: int) -> tuple[NDArray[np.
 
 
 def _rendered(drawn: VisImage) -> NDArray[np.uint8]:
-    """The pixels (H, W, 3); of glyphs that no font has, `families` told already."""
+    """The pixels (H, W, 3); of glyphs that no font has, `families` told already.
+
+    The figure is given back at once. Its parts refer to each other, and Python would look for such
+    circles among old objects only when their number had grown by a quarter: beside torch, after
+    gigabytes of figures.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        return np.asarray(drawn.get_image())
+        pixels = np.asarray(drawn.get_image())
+    _release(drawn)
+    return pixels
 
 
 def _literal(label: str) -> str:
@@ -188,7 +196,11 @@ def _literal(label: str) -> str:
 
 
 def _texts(labels: Sequence[str], scores: Sequence[float | None]) -> list[str]:
-    return [
-        _literal(label if score is None else f"{label} {score:.0%}")
-        for label, score in zip(labels, scores, strict=True)
-    ]
+    return [_literal(text) for text in captions(labels, scores)]
+
+
+def _release(drawn: VisImage) -> None:
+    """Empty the parts of a figure, so that none keeps another, or pixels, alive."""
+    canvas, parts = drawn.canvas, drawn.fig.findobj()
+    for part in (*parts, canvas.renderer, canvas, drawn):
+        vars(part).clear()

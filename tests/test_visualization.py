@@ -1,10 +1,16 @@
 """Drawing over pictures."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from densedet import visualization
@@ -122,3 +128,54 @@ def test_huge_images_are_drawn_smaller_with_everything_in_its_place(monkeypatch)
         )
     for of_large, of_small in zip(*drawn, strict=True):
         assert of_large.shape == (60, 90, 3) and np.array_equal(of_large, of_small)
+
+
+def _ellipses(count, height, width):
+    """Detections with masks, the last of which has a hole."""
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1) * [width, height]
+    rows, columns = np.mgrid[:height, :width]
+    found = Instances(
+        (height, width), pred_boxes=Boxes(torch.from_numpy(corners).float().view(-1, 4))
+    )
+    middle, radius = corners.mean(1), np.diff(corners, axis=1)[:, 0] / 2 + 1
+    x, y = (columns - middle[:, 0, None, None]), (rows - middle[:, 1, None, None])
+    away = (x / radius[:, 0, None, None]) ** 2 + (y / radius[:, 1, None, None]) ** 2
+    masks = away < 1
+    masks[-1] &= away[-1] > 0.2
+    found.pred_masks = torch.from_numpy(masks)
+    found.scores, found.pred_classes = torch.linspace(0, 1, count), torch.arange(count) % 2
+    return found
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(0, 30, 40), (6, 97, 61), (9, 120, 160)])
+def test_the_pixels_are_those_of_detectron2(monkeypatch, count, height, width):
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = _ellipses(max(count, 1), height, width)[:count]
+    labels, masks = ("cat", "$5"), found.pred_masks.numpy()
+    names = [labels[i] for i in found.pred_classes]
+
+    def drawn():
+        yield draw_detections(image, found, labels, 200)
+        yield draw_segments(image, masks, names, found.scores.tolist(), 200)
+
+    ours = list(drawn())
+    monkeypatch.setattr(visualization, "_Visualizer", Visualizer)
+    for mine, theirs in zip(ours, drawn(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_figures_are_given_back_at_once():
+    """Without the collector of circles, which comes too late for the pixels of figures."""
+    found = _ellipses(2, 40, 60)
+    heavy = (Figure, FigureCanvasAgg, RendererAgg, AxesImage, VisImage)
+    gc.disable()
+    try:
+        for _ in range(17):
+            draw_detections(IMAGE, found, ("cat", "dog"), 40)
+            draw_segments(IMAGE, MASKS, ["cat", "dog"], [None, 0.5], 40)
+            draw_similarity(IMAGE, np.eye(40, 60, dtype=np.float32), "cat", 40)
+        left = [type(o).__name__ for o in gc.get_objects() if type(o) in heavy]
+    finally:
+        gc.enable()
+    assert not left

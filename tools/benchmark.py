@@ -13,6 +13,7 @@ Examples:
     python tools/benchmark.py predict --threads 1
     python tools/benchmark.py start
     python tools/benchmark.py towers --threads 1
+    python tools/benchmark.py draw --threads 1
 """
 
 from __future__ import annotations
@@ -234,6 +235,18 @@ def towers(args: argparse.Namespace, settings: Settings) -> Outcome:
     return Outcome({"towers": result}, tower_rows(result), note)
 
 
+def draw(args: argparse.Namespace, settings: Settings) -> Outcome:
+    """Drawing detections; the reference is Detectron2's visualizer as it is."""
+    from densedet.benchmark.draw import DrawSizes, draw_rows, run_draw
+
+    result = run_draw(settings, DrawSizes(args.detections, args.height, args.width))
+    note = (
+        f"{args.detections} detections with masks on {args.height}x{args.width} pixels; pixels of "
+        f"--draw detectron2 that differ from the reference: {result['different_pixels']}"
+    )
+    return Outcome({"draw": result}, draw_rows(result), note)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.ToolParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -301,14 +314,18 @@ def build_parser() -> argparse.ArgumentParser:
     eighth.add_argument(
         "--kept", type=int, default=PREDICT_KEPT, help="detections that reach the least score"
     )
-    eighth = _command(commands, start, repeats=3, compiled=None)
-    eighth.add_argument("--cases", nargs="+", choices=STARTS, default=STARTS, help="default: all")
-    ninth = _command(commands, towers, repeats=9, compiled="the block")
-    ninth.add_argument(
+    ninth = _command(commands, start, repeats=3, compiled=None)
+    ninth.add_argument("--cases", nargs="+", choices=STARTS, default=STARTS, help="default: all")
+    last = _command(commands, towers, repeats=9, compiled="the block")
+    last.add_argument(
         "--image-sizes", nargs="+", type=int, default=TOWER_SIZES, help="sides, pixels"
     )
-    ninth.add_argument("--width", type=int, default=768, help="channels of the block")
-    ninth.add_argument("--heads", type=int, default=12, help="of its attention")
+    last.add_argument("--width", type=int, default=768, help="channels of the block")
+    last.add_argument("--heads", type=int, default=12, help="of its attention")
+    tenth = _command(commands, draw, repeats=9, compiled=None)
+    tenth.add_argument("--detections", type=int, default=10, help="with masks")
+    tenth.add_argument("--height", type=int, default=HEIGHT, help="of the image, pixels")
+    tenth.add_argument("--width", type=int, default=WIDTH, help="of the image, pixels")
     return parser
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from densedet.views import Results, View
 
 KINDS = ("detections", "segments", "similarity")
+LIMITS = ("top_k", "agnostic_nms")
 
 
 def find_images(inputs: list[str]) -> list[Path]:
@@ -156,10 +157,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of images and JSON")
     parser.add_argument(
+        "--least-score",
         "--score-threshold",
         type=float,
+        metavar="SCORE",
         help="what is less certain is none of these;\n"
         f"default: {DETECTION_SCORE} of instances, 0 of segments",
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="N", help="the most detections of an image, the best"
+    )
+    parser.add_argument(
+        "--agnostic-nms",
+        action="store_true",
+        help="of detections that overlap keep the best alone, whatever their labels are",
+    )
+    drawing = parser.add_mutually_exclusive_group()
+    drawing.add_argument(
+        "--draw",
+        choices=("detectron2", "fast"),
+        default="detectron2",
+        help="with Detectron2's visualizer (default), or many times as fast, at the resolution of\n"
+        "the image",
+    )
+    drawing.add_argument(
+        "--no-draw",
+        dest="draw",
+        action="store_const",
+        const="none",
+        help="write the JSON file alone, no images and no video",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or, on CUDA, fp16")
@@ -174,8 +200,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
-    if args.score_threshold is not None and not 0.0 <= args.score_threshold <= 1.0:
-        raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
+    if args.least_score is not None and not 0.0 <= args.least_score <= 1.0:
+        raise ConfigError(f"--least-score {args.least_score} must lie in 0..1")
+    if args.top_k is not None and args.top_k < 1:
+        raise ConfigError(f"--top-k {args.top_k} must be at least 1")
     if args.max_pixels is not None and args.max_pixels < 1:
         raise ConfigError(f"--max-pixels {args.max_pixels} must be at least 1")
     if args.max_frames is not None and args.max_frames < 1:
@@ -185,7 +213,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output {folder} is a file; name a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {folder} cannot be written to; choose another")
-    words = ("vocabulary", "stuff", "task", "show", "score_threshold")
+    words = ("vocabulary", "stuff", "task", "show", "least_score", *limits(args))
     given = [f"--{name.replace('_', '-')}" for name in words if getattr(args, name) is not None]
     if args.similarity is not None and given:
         raise ConfigError(f"--similarity has no use for {', '.join(given)}: leave one out")
@@ -193,6 +221,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--similarity is empty: give a phrase")
     if args.similarity is None and args.vocabulary is None:
         raise ConfigError("give words with --vocabulary, or a phrase with --similarity")
+
+
+def limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `Predictor.predict`, what was asked for: which detections of an image are kept."""
+    return {name: value for name in LIMITS if (value := getattr(args, name)) not in (None, False)}
 
 
 def check_targets(args: argparse.Namespace, inputs: Iterable[Path], names: Iterable[str]) -> None:
@@ -235,7 +268,7 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
     from densedet.views import detections_view, segments_view, similarity_view
 
     if args.similarity is not None:
-        return "similarity", similarity_view(make_predictor(args), args.similarity)
+        return "similarity", similarity_view(make_predictor(args), args.similarity, args.draw)
     vocabulary = read_vocabulary(args)
     print(vocabulary.describe())
     shown = vocabulary.labels
@@ -245,11 +278,15 @@ def make_view(args: argparse.Namespace) -> tuple[str, View]:
     predictor = make_predictor(args)
     task = choose_task(predictor, args)
     predictor.set_vocabulary(vocabulary)
-    least = args.score_threshold
+    if task == "semantic" and limits(args):
+        raise ConfigError("--top-k and --agnostic-nms are for detections: leave them out")
+    least = args.least_score
     if task == "instance":
         least = DETECTION_SCORE if least is None else least
-        return "detections", detections_view(predictor, shown, least)
-    return "segments", segments_view(predictor, shown, least or 0.0, task == "panoptic")
+        return "detections", detections_view(predictor, shown, least, args.draw, **limits(args))
+    return "segments", segments_view(
+        predictor, shown, least or 0.0, task == "panoptic", args.draw, **limits(args)
+    )
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
@@ -262,7 +299,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def show_images(paths: list[Path], view: View, output: Path, target: Path) -> int:
-    """Write an image for each, and the results of all to ``target``; the number of the results.
+    """Write what is drawn of each, and the results of all to ``target``; the number of results.
 
     Where one fails, or at Ctrl-C, what was finished is kept.
 
@@ -279,7 +316,8 @@ def show_images(paths: list[Path], view: View, output: Path, target: Path) -> in
         for number, path in enumerate(tqdm(paths, unit="image"), start=1):
             with enough_memory(path):
                 drawn, found = view(read_image(path), number)
-                save(drawn, output / f"{path.stem}.png")
+                if drawn is not None:
+                    save(drawn, output / f"{path.stem}.png")
             results += [{"file_name": str(path), **result} for result in found]
             finished = number
     except (DensedetError, KeyboardInterrupt) as error:
@@ -321,8 +359,14 @@ def enough_memory(path: Path) -> Iterator[None]:
         ) from error
 
 
-def show_video(video: Video, view: View, target: Path, most: int | None) -> tuple[int, Results]:
-    """Write a video; the number of its frames, and the results of all. Ctrl-C ends it early."""
+def show_video(
+    video: Video, view: View, target: Path | None, most: int | None
+) -> tuple[int, Results]:
+    """Write a video, unless ``target`` is None, which a view that draws needs.
+
+    Returns:
+        The number of its frames, and the results of all. Ctrl-C ends it early.
+    """
     from tqdm import tqdm
 
     from densedet.video import write_video
@@ -331,11 +375,13 @@ def show_video(video: Video, view: View, target: Path, most: int | None) -> tupl
     count = 0
     lengths = [length for length in (video.length, most) if length is not None]
     frames = tqdm(itertools.islice(video, most), unit="frame", total=min(lengths, default=None))
-    with write_video(target, video.rate) as writer:
+    output = contextlib.nullcontext() if target is None else write_video(target, video.rate)
+    with output as writer:
         try:
             for number, frame in enumerate(frames, start=1):
                 drawn, found = view(frame, number)
-                writer.add(drawn)
+                if writer is not None and drawn is not None:
+                    writer.add(drawn)
                 count = number
                 results += [{"file_name": video.name, **result} for result in found]
         except KeyboardInterrupt:
@@ -349,9 +395,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_arguments(args)
     compat.defer_dynamo()
+    quiet = args.draw == "none"
     if args.input is not None:
         paths = find_images(args.input)
-        check_targets(args, paths, (f"{path.stem}.png" for path in paths))
+        check_targets(args, paths, () if quiet else (f"{path.stem}.png" for path in paths))
         check_images(paths)
         kind, view = make_view(args)
         count = show_images(paths, view, args.output, args.output / f"{kind}.json")
@@ -361,9 +408,10 @@ def main(argv: list[str] | None = None) -> int:
 
         video = Video(args.webcam if args.video is None else args.video)
         name = "webcam.mp4" if args.video is None else f"{args.video.stem}.mp4"
-        check_targets(args, [] if args.video is None else [args.video], [name])
+        check_targets(args, [] if args.video is None else [args.video], [name] * (not quiet))
         kind, view = make_view(args)
-        frames, results = show_video(video, view, args.output / name, args.max_frames)
+        target = None if quiet else args.output / name
+        frames, results = show_video(video, view, target, args.max_frames)
         count, what = len(results), f"{frames} frames"
         write_text(args.output / f"{kind}.json", json.dumps(results))
     found = "heat maps" if kind == "similarity" else kind

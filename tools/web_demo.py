@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densedet.predictor import Predictor
-    from densedet.views import Results
+    from densedet.views import Draw, Results
 
     Picture = NDArray[np.uint8]
 
 EXAMPLES = (11, 5, 14)  # scenes of Shapes World
 SIMILARITY = "similarity"
 CACHE_SECONDS = 3_600
+LEGIBLE_SIDE = 320  # pixels
 BUTTONS: list[Any] = ["download", "fullscreen"]  # of a picture
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Answer:
     """What the page shows: an image (H, W, 3), the results of the demo, their table and, for a
     vocabulary, how it was understood."""
 
-    drawn: Picture
+    drawn: Picture | None
     results: Results
     header: list[str]
     rows: list[list[Any]]
@@ -83,9 +84,11 @@ def look(
     from densedet.views import detections_view, segments_view, similarity_view
     from densedet.web import check_length, check_scores, read_words
 
+    # at the resolution of a small image, labels would cover it: Detectron2's enlarges it
+    way: Draw = "fast" if min(image.shape[:2]) >= LEGIBLE_SIDE else "detectron2"
     if task == SIMILARITY:
         check_length(words)
-        drawn, results = similarity_view(predictor, words.strip())(image, 1)
+        drawn, results = similarity_view(predictor, words.strip(), way)(image, 1)
         return tabulate(drawn, results, ["phrase", "lowest", "highest", "at"])
     if "panoptic" in predictor.tasks and not stuff.strip():
         raise VocabularyError("no stuff: this model needs some too, such as: grass; sky")
@@ -94,11 +97,11 @@ def look(
         check_scores(vocabulary, image)
     view, shown = predictor.with_vocabulary(vocabulary), vocabulary.labels
     if task == "instance":
-        drawn, results = detections_view(view, shown, least)(image, 1)
+        drawn, results = detections_view(view, shown, least, way)(image, 1)
         results.sort(key=lambda result: -result["score"])
         header = ["label", "score", "bbox"]
     else:
-        drawn, results = segments_view(view, shown, least, task == "panoptic")(image, 1)
+        drawn, results = segments_view(view, shown, least, task == "panoptic", way)(image, 1)
         results.sort(key=lambda result: -result["area"])
         header = ["label", "area"] + ["score"] * (task == "panoptic")
     return tabulate(drawn, results, header, vocabulary.describe())
@@ -109,7 +112,9 @@ def has_stuff(predictor: Predictor) -> bool:
     return "semantic" in predictor.tasks
 
 
-def tabulate(drawn: Picture, results: Results, header: list[str], understood: str = "") -> Answer:
+def tabulate(
+    drawn: Picture | None, results: Results, header: list[str], understood: str = ""
+) -> Answer:
     """An answer whose table has some entries of each result; lists become text."""
     rows = [[result.get(name, "") for name in header] for result in results]
     texts = [[str(cell) if isinstance(cell, list) else cell for cell in row] for row in rows]

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs/benchmarks.md"
 METRICS = ("panoptic", "coco", "lvis")
 QUICK = ["--threads", "1", "--repeats", "2", "--warmup", "1"]
 ONCE = ["--threads", "1", "--repeats", "1"]
-WITHOUT_A_DEVICE = ("evaluate", "segment", "start")
+WITHOUT_A_DEVICE = ("evaluate", "segment", "start", "predict", "draw")
 ON_THE_CPU = ["--device", "cpu"]
 TINY = ["--model", "densedet-tiny", "--image-size", "64", "--images", "2", "--workers", "0"]
 QUICKSTART = "projects/denseclip/configs/quickstart.py"
@@ -31,6 +31,7 @@ SMALL = {
     "evaluate": ["--images", "3"],
     "start": ["--cases", "help", "vocabulary"],
     "towers": ["--image-sizes", "32", "64", "--width", "32", "--heads", "4"],
+    "draw": ["--detections", "3", "--height", "40", "--width", "50"],
     "segment": ["--classes", "3", "20", "--height", "40", "--width", "50"],
     "predict": ["--kept", "3"],
 }
@@ -119,7 +120,13 @@ def check_evaluation(found):
     assert found["largest_difference"] < 1e-8 and found["images"] == 3
 
 
+def check_draw(found):
+    assert found["detectron2"]["speedup"] > 0 and found["fast"]["speedup"] > 0
+    assert found["different_pixels"] == 0 and found["detections"] == 3
+
+
 CHECKS = {
+    "draw": check_draw,
     "pool": check_pool,
     "crops": check_crops,
     "distill": check_distill,
@@ -147,8 +154,6 @@ def test_commands_of_the_page(benchmark, tmp_path, capsys, command):
     """Each as it stands in docs/benchmarks.md, then made small, on the CPU."""
     assert command[:2] == ["python", "tools/benchmark.py"]
     file = tmp_path / "figures" / "out.json"
-    device = [] if command[2] in ("evaluate", "segment", "predict") else ON_THE_CPU
-    arguments = [*command[2:], *SMALL[command[2]], *device, *QUICK, "--json", str(file)]
     device = ON_THE_CPU if command[2] not in WITHOUT_A_DEVICE else []
     quick = ONCE if command[2] == "start" else QUICK
     arguments = [*command[2:], *SMALL[command[2]], *device, *quick, "--json", str(file)]
