@@ -1,6 +1,7 @@
 """The names of the data sets of `densedet.data.benchmarks`; no heavy import."""
 
 NAMES = (
+    "coco",
     "ov_coco",
     "ov_lvis",
     "coco_panoptic",

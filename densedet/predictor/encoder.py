@@ -75,13 +75,13 @@ class ImageEncoder:
         self._results = _Results(bytes_kept)
 
     @contextmanager
-    def remembering(self, keep: Any) -> Iterator[None]:
+    def remembering(self, keep: bool) -> Iterator[None]:
         """Meanwhile the encoder answers from what it was asked before.
 
         Args:
             keep: None looks nothing up and keeps nothing.
         """
-        with self._remembering(self._encode, keep is not None):
+        with self._remembering(self._encode, keep):
             yield
 
     def dense_map(self, image: PreparedImage) -> tuple[Tensor, float]:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,11 @@ class PreparedImage:
         size: (H, W) of the image, pixels.
         tensor: [3, h, w] uint8 RGB after the augmentations of the evaluation, within the bound.
         asked: (H', W') that the model is asked to answer in: ``size``, or smaller at the bound.
-        kept: the calls of the image encoder for this image: input, other arguments and result.
     """
 
     size: tuple[int, int]
     tensor: Tensor
     asked: tuple[int, int]
-    kept: list[tuple[Tensor, Any, Any]] = field(default_factory=list, repr=False)
 
     @property
     def record(self) -> dict[str, Any]:

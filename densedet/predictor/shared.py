@@ -91,7 +91,7 @@ class SharedModel:
 
     def predict(self, image: PreparedImage, vocabulary: Vocabulary, wanted: Wanted) -> Prediction:
         """Look at one image, and remember its features; see `Predictor.predict`."""
-        with self._asked_for(vocabulary), self._encoder.remembering(image.kept):
+        with self._asked_for(vocabulary), self._encoder.remembering(True):
             return self._predictions([image], vocabulary, wanted)[0]
 
     def predict_batch(
@@ -107,7 +107,7 @@ class SharedModel:
             groups.setdefault(tuple(image.tensor.shape), []).append(row)
         found: dict[int, Prediction] = {}
         for rows in groups.values():
-            with self._asked_for(vocabulary), self._encoder.remembering(None):
+            with self._asked_for(vocabulary), self._encoder.remembering(False):
                 some = self._predictions([images[row] for row in rows], vocabulary, wanted)
             found.update(zip(rows, some, strict=True))
         return [found[row] for row in range(len(images))]

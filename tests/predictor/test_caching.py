@@ -45,13 +45,13 @@ def encoded(request):
 @pytest.fixture
 def prompted(monkeypatch):
     """Counts what the text towers embed."""
-    texts, encode = [], TextEncoder.encode
+    texts, embed = [], TextEncoder.embed_names
 
-    def counted(self, names):
+    def counted(self, names, *rest, **options):
         texts.extend(names)
-        return encode(self, names)
+        return embed(self, names, *rest, **options)
 
-    monkeypatch.setattr(TextEncoder, "encode", counted)
+    monkeypatch.setattr(TextEncoder, "embed_names", counted)
     return texts
 
 
@@ -236,13 +236,13 @@ def test_a_picture_that_is_set_while_the_phrase_is_embedded_comes_too_late(
     zero_shot, image, monkeypatch
 ):
     zero_shot.set_image(image)
-    encode = TextEncoder.encode
+    embed = TextEncoder.embed_names
 
-    def interrupted(self, names):
+    def interrupted(self, names, *rest, **options):
         zero_shot.set_image(image[:80])
-        return encode(self, names)
+        return embed(self, names, *rest, **options)
 
-    monkeypatch.setattr(TextEncoder, "encode", interrupted)
+    monkeypatch.setattr(TextEncoder, "embed_names", interrupted)
     found = zero_shot.similarity("a phrase that is embedded now")
     assert found.shape == (160, 160) and zero_shot.predict().semantic.shape == (80, 160)
 

@@ -106,7 +106,7 @@ def test_a_folder_and_a_vocabulary_file(demo, folder, tmp_path):
         ({"show": "green star"}, "green star"),
         ({"show": "red star,blue ring"}, "the vocabulary has no label 'red star,blue ring'"),
         ({"show": ""}, "the vocabulary has no label ''"),
-        ({"threshold": "2"}, "--score-threshold"),
+        ({"threshold": "2"}, "--least-score"),
         ({"more": ["--task", "panoptic"]}, "--task panoptic: OpenVocabularyRCNN has instance"),
         ({"more": ["--task", "depth"]}, "invalid choice: 'depth'"),
         ({"more": ["--similarity", "a star"]}, "--similarity has no use for --vocabulary"),
