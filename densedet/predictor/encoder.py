@@ -79,7 +79,7 @@ class ImageEncoder:
         """Meanwhile the encoder answers from what it was asked before.
 
         Args:
-            keep: None looks nothing up and keeps nothing.
+            keep: False looks nothing up and keeps nothing.
         """
         with self._remembering(self._encode, keep):
             yield
