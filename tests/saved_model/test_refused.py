@@ -267,9 +267,7 @@ def test_a_digit_changed_in_the_config_is_seen(folder):
     changed = re.sub(r"(pixel_mean:\n\s*- \d+\.\d)\d", r"\g<1>9", text)
     assert changed != text
     path.write_text(changed)
-    with pytest.raises(
-        CheckpointError, match=r"config\.yaml was changed.*let its line 'sha256' be"
-    ):
+    with pytest.raises(CheckpointError, match=r"config\.yaml was changed.*its line 'sha256' be"):
         load_model(folder)
     path.write_text("# a comment\n" + text)
     assert load_model(folder) is not None
