@@ -34,6 +34,7 @@ from densedet.engine.checkpoint import read_checkpoint
 from densedet.engine.config import build, load_config
 from densedet.errors import DensedetError
 from densedet.saved_model import open_model, save_model
+from densedet.saved_model.folder import VOCABULARY, WEIGHTS, read_folder
 from densedet.vocabulary import Vocabulary
 from densedet.weights import read_safetensors, read_torch_file, write_safetensors, write_torch_file
 
@@ -200,6 +201,14 @@ def _read_saved_model(path: Path) -> Any:
     return [found.model.state_dict(), found.vocabulary.digest(), OmegaConf.to_yaml(kept)]
 
 
+def _read_saved_parts(path: Path) -> Any:
+    """All that is read of a folder before a model is built."""
+    content = read_folder(path.parent)
+    state, _ = read_safetensors(path.parent / WEIGHTS, check=False)
+    parts = {key: content[key] for key in ("model", "augmentations")}
+    return [state, Vocabulary.from_file(path.parent / VOCABULARY).digest(), repr(parts)]
+
+
 KINDS: Mapping[str, Kind] = {
     "JPEG image": Kind(_image("JPEG"), read_image, False),
     "WebP image": Kind(_image("WEBP"), read_image, False),
@@ -231,6 +240,9 @@ KINDS: Mapping[str, Kind] = {
     "saved model, config": Kind(_saved_model("config.yaml"), _read_saved_model, True),
     "saved model, weights": Kind(_saved_model("model.safetensors"), _read_saved_model, True),
     "saved model, words": Kind(_saved_model("vocabulary.json"), _read_saved_model, True),
+    "saved folder, config": Kind(_saved_model("config.yaml"), _read_saved_parts, True),
+    "saved folder, weights": Kind(_saved_model("model.safetensors"), _read_saved_parts, True),
+    "saved folder, words": Kind(_saved_model("vocabulary.json"), _read_saved_parts, True),
 }
 
 

@@ -27,12 +27,13 @@ from densedet.weights import (
     require_file,
     write_safetensors,
 )
-from densedet.weights.names import unwrapped, without_prefixes
+from densedet.weights.names import find_mapping, find_prefix, unwrapped, without_prefixes
 
 TOKEN_TABLE = "token_embedding.weight"
 TOKEN_ROWS = TOKEN_TABLE + ".rows"
 TOKEN_IDS = TOKEN_TABLE + ".ids"
 
+_ANCHORS = ("logit_scale", "visual.")  # every CLIP has these names
 _ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
 
 # EVA-CLIP -> open_clip (timm), inside a block of the vision tower.
@@ -84,8 +85,8 @@ def read_state_dict(path: PathLike) -> StateDict:
         path: .safetensors, or a torch file (.pt, .pth, .bin, TorchScript archive). A training
             checkpoint with the weights under ``state_dict`` or ``model``, and names that all begin
             with ``module.``, ``model.``, ``_orig_mod.`` or those of a moving average are
-            understood; of a distillation's checkpoint the student itself is read, without
-            interpolation.
+            understood, and so are others that hold one CLIP; of a distillation's checkpoint the
+            student itself is read, without interpolation.
 
     Returns:
         open_clip parameter names -> CPU tensors, half precision widened to fp32. The text tower's
@@ -105,9 +106,11 @@ def read_stored(path: PathLike) -> StoredWeights:
     """
     path = Path(path)
     content, metadata = _read_any(path)
-    named = without_prefixes(_named(path, unwrapped(content, path)), path)
+    content = find_mapping(unwrapped(content, path), _ANCHORS[0], path)
+    named = without_prefixes(_named(path, content), path)
+    student = any(name.startswith(_STUDENT_PREFIX) for name in named)
+    named = named if student else find_prefix(named, _ANCHORS, path)
     state = _tensors(path, named)
-    student = any(name.startswith(_STUDENT_PREFIX) for name in state)
     if student:
         state = {
             "visual." + name.removeprefix(_STUDENT_PREFIX): tensor

@@ -21,7 +21,8 @@ VOCABULARY = "vocabulary.json"
 TEXT = "text.safetensors"
 CARD = "README.md"
 HUB = "hf-hub:"
-FORMAT = 1
+FORMAT = 2
+"""From 2 on a config has its own digest; folders of format 1 are read with or without one."""
 DIGEST = "sha256"
 """The key of the config under which its own digest stands."""
 
@@ -35,6 +36,8 @@ _OPENING = (
 _CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _NEEDED = (WEIGHTS, VOCABULARY)
 _FILES = frozenset({CONFIG, *_NEEDED, TEXT, CARD})
+_FORMATS = (1, FORMAT)
+_KEYS = frozenset({"format", "densedet", "files", "model", "augmentations", DIGEST})
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 
 
@@ -158,17 +161,40 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         content = _plain_yaml(path)
+        _check_json(content)
     except Exception as error:  # of YAML and of OmegaConf, whatever is in the file
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is not plain YAML: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in _FORMATS:
         raise ConfigError(f"{path} is not of a saved model of format {FORMAT}; save it again")
-    if DIGEST in content and content[DIGEST] != config_digest(content):
+    unknown = sorted(content.keys() - _KEYS)
+    if unknown:
+        raise ConfigError(
+            f"{path}: {unknown[0]!r} is no part of a saved model (parts: {', '.join(sorted(_KEYS))}"
+            "); save or download the model again"
+        )
+    needed = DIGEST in content or content["format"] != 1
+    if needed and content.get(DIGEST) != config_digest(content):
         raise CheckpointError(
             f"{path} was changed: its content does not have the {DIGEST} that it names; save or "
-            f"download the model again, or remove its line {DIGEST!r} if the change is yours"
+            f"download the model again, or, if the change is yours, let its line {DIGEST!r} be "
+            f"{DIGEST}: {config_digest(content)}"
         )
-    return {str(key): value for key, value in content.items()}
+    return content
+
+
+def _check_json(content: Any) -> None:
+    """Raise ValueError where there is what JSON has not, such as bytes or a key that is no text."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not text")
+            _check_json(value)
+    elif isinstance(content, list):
+        for value in content:
+            _check_json(value)
+    elif not isinstance(content, str | int | float | None):
+        raise ValueError(f"{content!r:.40} is not text, a number or a list of them")
 
 
 def _plain_yaml(path: Path) -> Any:

@@ -1,16 +1,17 @@
 """Names that programs put around a state dict: wrappers of modules, moving averages."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from densedet.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 
-# torch.compile puts this before the names of what it compiles, the whole model or a part.
-_COMPILED = "_orig_mod."
-_PARALLEL = "module."  # of DataParallel, DistributedDataParallel, AveragedModel
+# torch.compile and FSDP put these before the names of what they hold, the whole model or a part.
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.")
+# Of DataParallel, DistributedDataParallel, AveragedModel; of Lightning's Fabric.
+_PARALLEL = ("module.", "_forward_module.")
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema")
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
@@ -40,9 +41,13 @@ def unwrapped(content: Any, source: object) -> Any:
 
 
 def without_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without those of torch.compile, and of data parallelism where all have one."""
-    plain = {str(name).replace(_COMPILED, ""): value for name, value in state.items()}
-    return _stripped(plain, _PARALLEL)
+    """Names without those of torch.compile and FSDP, and of data parallelism where all have one."""
+    plain = {str(name): value for name, value in state.items()}
+    for part in _INSIDE:
+        plain = {name.replace(part, ""): value for name, value in plain.items()}
+    for prefix in _PARALLEL:
+        plain = _stripped(plain, prefix)
+    return plain
 
 
 def without_prefixes(state: Mapping[str, Any], source: object) -> dict[str, Any]:
@@ -69,6 +74,70 @@ def without_prefixes(state: Mapping[str, Any], source: object) -> dict[str, Any]
                 f"state.items() if k.startswith({prefix!r})}}, 'weights.pth')"
             )
     return found
+
+
+def find_mapping(content: Any, anchor: str, source: object) -> Any:
+    """The one mapping in a checkpoint, at most 4 deep, that has a name ending in ``anchor``.
+
+    Returns:
+        That mapping; ``content`` itself where there is none.
+
+    Raises:
+        CheckpointError: there are several; the message has the line that saves one of them.
+    """
+    found = dict(_mappings_with(content, anchor, "", 4, set()))
+    if len(found) > 1:
+        first = next(iter(found))
+        raise CheckpointError(
+            f"{source}: holds several sets of weights, under {', '.join(found)}; save the one that "
+            f"you want: torch.save(torch.load(FILE){first}, 'weights.pth')"
+        )
+    return next(iter(found.values()), content)
+
+
+def _mappings_with(
+    content: Any, anchor: str, place: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, Any]]:
+    if not isinstance(content, Mapping) or id(content) in seen:
+        return
+    seen.add(id(content))  # a file may name one mapping any number of times
+    if any(str(name).endswith(anchor) for name in content):
+        yield place, content
+    elif depth:
+        for name, value in content.items():
+            yield from _mappings_with(value, anchor, f"{place}[{name!r}]", depth - 1, seen)
+
+
+def find_prefix(state: dict[str, Any], anchors: tuple[str, ...], source: object) -> dict[str, Any]:
+    """Names without the one prefix under which there are all ``anchors``; others are left out.
+
+    Args:
+        state: names -> tensors; as it is, where there are the anchors or no such prefix.
+        anchors: beginnings of names that the model has; the first is a whole name.
+        source: what to call the weights in messages.
+
+    Raises:
+        CheckpointError: there are several such prefixes; the message has the line that saves one.
+    """
+    ends = [name.removesuffix(anchors[0]) for name in state if name.endswith(f".{anchors[0]}")]
+    if anchors[0] in state:
+        return state
+    found = [end for end in ends if all(any(n.startswith(end + a) for n in state) for a in anchors)]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source}: holds several sets of weights, under {', '.join(found)}; save the one that "
+            f"you want: torch.save({{k.removeprefix({found[0]!r}): v for k, v in state.items() "
+            f"if k.startswith({found[0]!r})}}, 'weights.pth')"
+        )
+    if not found:
+        return state
+    others = [name for name in state if not name.startswith(found[0])]
+    _LOG.log(
+        logging.WARNING if others else logging.INFO,
+        "%s: the weights under %r are read, %d others are left out",
+        source, found[0], len(others),
+    )  # fmt: skip
+    return {n.removeprefix(found[0]): v for n, v in state.items() if n.startswith(found[0])}
 
 
 def _stripped(state: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _check_safetensors(path: PathLike) -> None:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, _MAX_HEADER + 1))
-    if len(header) > _MAX_HEADER or header.count(b"{") > _MAX_TENSORS:
+    if len(header) > _MAX_HEADER or header.count(b'"data_offsets"') > _MAX_TENSORS:
         raise CheckpointError(
             f"{path}: names more than {_MAX_TENSORS} tensors, or has a header of more than "
             f"{_MAX_HEADER >> 20} MiB: no model has so many, and it is not read"

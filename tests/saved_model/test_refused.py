@@ -15,9 +15,9 @@ from densedet.clip.checkpoints import write_weights
 from densedet.engine.config import load_config
 from densedet.errors import CheckpointError, ConfigError, VocabularyError
 from densedet.saved_model import load_model, save_model
-from densedet.saved_model.folder import config_digest, is_config_of_saved_model
+from densedet.saved_model.folder import config_digest, is_config_of_saved_model, read_folder
 from densedet.saved_model.plain import EMBEDDER, trusted, without_weights
-from densedet.saved_model.reading import _check_fit, described_parts
+from densedet.saved_model.reading import _check_fit, _needs_values, described_parts
 from densedet.weights import read_safetensors
 
 FILES = ["README.md", "config.yaml", "model.safetensors", "vocabulary.json"]
@@ -217,8 +217,13 @@ def test_an_interpolation_that_leads_nowhere_is_one_line(detector, tmp_path):
     [
         ("!!python/object/apply:os.system ['true']", "not plain YAML"),
         ("a: [", "not plain YAML"),
-        ("- 1", "format 1"),
-        ("format: 2", "format 1"),
+        ("- 1", "format 2"),
+        ("format: 3", "format 2"),
+        ("format: 1\nfiles: {1: 2, a: 3}", "not plain YAML: the key 1 is not text"),
+        ("format: 1\n1: 2", "not plain YAML: the key 1 is not text"),
+        ("format: 1\nfiles: !!binary aGVsbG8=", "not plain YAML: b'hello' is not text"),
+        ("format: 1\n!!binary aGVsbG8=: 1", "not plain YAML"),
+        ("format: 1\nsha257: 2", "'sha257' is no part of a saved model"),
         ("format: 1\na: &b [1]\nc: *b", r"line 3 has the alias \*b"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"line 2 has the alias \*a"),
         ("format: 1\na: " + "[" * 200_000, "line 2 is nested more than 100 deep"),
@@ -262,12 +267,48 @@ def test_a_digit_changed_in_the_config_is_seen(folder):
     changed = re.sub(r"(pixel_mean:\n\s*- \d+\.\d)\d", r"\g<1>9", text)
     assert changed != text
     path.write_text(changed)
-    with pytest.raises(CheckpointError, match=r"config\.yaml was changed.*remove its line"):
+    with pytest.raises(CheckpointError, match=r"config\.yaml was changed.*its line 'sha256' be"):
         load_model(folder)
     path.write_text("# a comment\n" + text)
     assert load_model(folder) is not None
-    path.write_text(re.sub(r"(?m)^sha256: .*\n", "", changed))  # as folders had none before
-    assert load_model(folder) is not None
+    without = re.sub(r"(?m)^sha256: .*\n", "", changed)
+    path.write_text(without)
+    with pytest.raises(CheckpointError, match=r"config\.yaml was changed"):
+        read_folder(folder)
+    path.write_text(without.replace("format: 2", "format: 1"))  # as folders had none before
+    assert read_folder(folder)["format"] == 1
+    path.write_text(text.replace("sha256:", "sha257:"))
+    with pytest.raises(ConfigError, match="'sha257' is no part of a saved model"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("line", ["1: 2", "zz: {1: 2, a: 3}", "zz: !!binary aGVsbG8=", "zz: 2"])
+def test_lines_added_to_the_config_are_refused_in_one_line(folder, line):
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
+        read_folder(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_cannot_switch_the_comparison_off_by_a_word_in_a_message(folder):
+    def change(content):
+        content.model.backbone.bottom_up.bottom_up.visual.model = "ViT-bigG-14"
+        content.model.meta = 1
+
+    spoil(folder, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'meta'"):
+        load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+@pytest.mark.parametrize("call", [torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu])
+def test_what_torch_says_of_meta_tensors_is_known(call):
+    with pytest.raises(RuntimeError) as caught:
+        call(torch.ones((), device="meta"))
+    assert _needs_values(caught.value)
+    assert not _needs_values(ValueError(f"a config says: {caught.value}"))
 
 
 def test_a_config_of_a_huge_model_is_compared_before_anything_is_built(folder):

@@ -117,6 +117,12 @@ def test_a_list_of_too_many_tensors_is_refused_quickly(tmp_path, count):
     assert time.perf_counter() - start < 1
 
 
+def test_brackets_in_the_metadata_are_no_tensors(tmp_path):
+    words = json.dumps([{"name": f"cat{i}"} for i in range(21_000)])
+    write_safetensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {"vocabulary": words})
+    assert read_safetensors(tmp_path / "a.safetensors")[1]["vocabulary"] == words
+
+
 def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", bytes(65 << 20))

@@ -29,6 +29,28 @@ def prefixed(prefix, state=None):
         prefixed("model.module."),
         prefixed("ema_model."),
         prefixed("model_ema.module."),
+        *[
+            prefixed(prefix)
+            for prefix in (
+                "clip.",
+                "clip_model.",
+                "net.",
+                "model.clip.",
+                "student.",
+                "teacher.",
+                "online_model.",
+                "averaged_model.",
+                "_fsdp_wrapped_module.",
+                "_forward_module.",
+            )  # fmt: skip
+        ],
+        {"state_dict": {**prefixed("model."), "loss.weight": torch.zeros(1)}},
+        {"net": STATE, "epoch": 3},
+        {"weights": STATE},
+        {"params": STATE},
+        {"params_ema": STATE},
+        {"model": {"module": STATE}},
+        {"visual._fsdp_wrapped_module.a": STATE["visual.a"], "logit_scale": STATE["logit_scale"]},
         {"visual._orig_mod.a": STATE["visual.a"], "logit_scale": STATE["logit_scale"]},
         {**prefixed("module."), "n_averaged": torch.tensor(5)},
         {"model_ema": STATE},
@@ -57,6 +79,34 @@ def test_an_average_beside_the_weights_is_not_mixed_up(tmp_path, caplog):
     message = r"mix\.pt: holds a moving average under 'ema_model\.'.*startswith\('ema_model\.'\)"
     with pytest.raises(CheckpointError, match=message):
         read_state_dict(tmp_path / "mix.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"params": STATE, "params_ema": OTHER}, r"torch\.load\(FILE\)\['params'\], 'weights"),
+        ({**prefixed("net."), **prefixed("copy.", OTHER)}, r"k\.startswith\('net\.'\)\}"),
+    ],
+)
+def test_two_sets_of_weights_are_refused_with_the_line_that_saves_one(tmp_path, content, line):
+    torch.save(content, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match=rf"two\.pt: holds several sets of weights.*{line}"):
+        read_state_dict(tmp_path / "two.pt")
+
+
+def test_a_mapping_that_unfolds_to_any_size_is_looked_at_once(tmp_path):
+    content = {"net": STATE}
+    for _ in range(3):
+        content = {f"{index}": content for index in range(1000)}
+    torch.save(content, tmp_path / "wide.pt")
+    assert read_state_dict(tmp_path / "wide.pt").keys() == STATE.keys()
+
+
+def test_of_a_distillation_the_student_is_read_though_the_teacher_is_whole(tmp_path):
+    student = {"student.tower.a": OTHER["visual.a"]}
+    torch.save({"model": {**student, **prefixed("teacher.")}}, tmp_path / "both.pt")
+    found = read_state_dict(tmp_path / "both.pt")
+    assert found.keys() == {"visual.a"} and torch.equal(found["visual.a"], OTHER["visual.a"])
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module."])
