@@ -10,6 +10,7 @@ from densedet.clip import create_clip
 from densedet.clip.checkpoints import write_weights
 from densedet.data.shapes_world_scenes import make_scene
 from densedet.engine.config import build, load_config
+from densedet.modeling.pixel_scores import PixelScores
 from densedet.saved_model import save_model
 
 DETECTOR = "projects/fvit/configs/quickstart.py"
@@ -33,6 +34,8 @@ def tensors(value):
     """Every tensor in the outputs of a model."""
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, PixelScores):
+        return [value.full()]
     if hasattr(value, "get_fields"):
         value = value.get_fields()
     if hasattr(value, "tensor"):
