@@ -32,7 +32,7 @@ def categories_from_typed(text: str) -> tuple[Category, ...]:
         return ()
     if text.startswith(("[", "{")):
         return _categories_from_brackets(text)
-    if re.match(r"names\s*:", text):
+    if re.search(r"^names\s*:", text, re.MULTILINE):  # other keys may stand before it
         return _categories_from_yaml(text)
     if len(text.splitlines()) > 1:
         return categories_from_lines(text)
@@ -66,11 +66,14 @@ def categories_from_lines(text: str) -> tuple[Category, ...]:
     Raises:
         VocabularyError: an empty name, or numbers before some of the lines only.
     """
-    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [
+        (i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip(" \t;,")
+    ]
+    if len(lines) > 1 and all(line.endswith(",") for _, line in lines[:-1]):  # "cat,", "dog"
+        lines = [(i, line.removesuffix(",")) for i, line in lines]
     pieces = []
     for number, line in _without_marks(lines):
-        names = line.removesuffix(";").split(";")
-        pieces += [(number, name) for name in names]
+        pieces += [(number, name) for name in line.removesuffix(";").split(";")]
     return readers.categories_from_pieces(pieces, "line")
 
 

@@ -33,6 +33,11 @@ THREE = Vocabulary.parse("person;St. Bernard;remote control")
         "{0: 'person', 2: 'remote control', 1: 'St. Bernard'}",
         '{"person": 0, "remote control": 2, "St. Bernard": 1}',
         "names: [person, St. Bernard, remote control]",
+        "nc: 3\nnames: ['person', 'St. Bernard', 'remote control']",
+        "path: x\ntrain: a\nnames:\n  0: person\n  1: St. Bernard\n  2: remote control",
+        "person\n\nSt. Bernard\n;\nremote control",
+        "person,\nSt. Bernard,\nremote control,",
+        "person,\nSt. Bernard,\nremote control",
         "names:\n  0: person\n  1: St. Bernard\n  2: remote control",
     ],
 )
