@@ -66,6 +66,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             nothing; the message says where and names close matches.
     """
     file = Path(path)
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"config {path} is no regular file; give a .py or .yaml file")
     if not file.is_file():
         file = model_zoo.get_config_path(path)
     elif str(folder := file.resolve().parent) not in sys.path:

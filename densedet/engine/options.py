@@ -66,7 +66,7 @@ _CHECKS: Mapping[str, _Check] = {
         lambda value: isinstance(value, Sequence) and not isinstance(value, str),
         "give a list of L(...)(...)",
     ),
-    "timeout": _instance(Mapping, "give a dict like {steps: 600, evaluation: 1800}"),
+    "timeout": _or_null(_instance(Mapping, "give a dict like {steps: 600, evaluation: 1800}")),
 }
 _SECONDS = _number(lambda value: 0 < value < math.inf, "give seconds > 0")
 _TIMEOUT = {"steps": 600.0, "evaluation": 1800.0}
@@ -122,7 +122,7 @@ class TrainOptions:
     num_threads: int | None
     hooks: list[Any]
     # seconds that a process waits for the others; configs saved by older versions have none
-    timeout: Mapping[str, float] = field(default_factory=lambda: dict(_TIMEOUT))
+    timeout: Mapping[str, float] | None = field(default_factory=lambda: dict(_TIMEOUT))
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -138,7 +138,7 @@ class TrainOptions:
 
     def seconds(self, part: str) -> float:
         """How long a process waits for the others in the "steps" or in the "evaluation"."""
-        return float({**_TIMEOUT, **self.timeout}[part])
+        return float({**_TIMEOUT, **(self.timeout or {})}[part])
 
     @property
     def dtype(self) -> torch.dtype:

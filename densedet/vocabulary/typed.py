@@ -9,8 +9,11 @@ from densedet.vocabulary import readers
 from densedet.vocabulary.category import Category
 
 SUFFIXES = (".json", ".txt", ".names", ".yaml", ".yml")
-_FULL_WIDTH = str.maketrans({"\uff1b": ";", "\uff0c": ","})  # as Chinese and Japanese keyboards
-_NUMBER = re.compile(r"(\d{1,9})\s*(?:[:)]\s*|\.\s+)(?=\S)")  # "1. cat", "0: cat", "2) cat"
+# as Chinese and Japanese keyboards have them
+_FULL_WIDTH = str.maketrans({"\uff1b": ";", "\uff0c": ",", "\u3001": ","})
+# "1. cat", "0: cat", "2) cat", "3<TAB>cat"
+_NUMBER = re.compile(r"(\d{1,9})(?:\s*[:)]\s*|\s*\.\s+| *\t\s*)(?=\S)")
+_QUOTED = re.compile(r"""(?:^|(?<=[,;\n]))[ \t]*(["'])([^"';,\n]*)\1[ \t]*(?=[,;\n]|$)""")
 _BULLET = re.compile(r"[-*\u2022]\s+(?=\S)")
 _SPACED_DOT = re.compile(r"\s+\.(?:\s+|$)")  # "cat . dog ."
 _FINAL_DOT = re.compile(r"\.(?:\s+|$)")  # "a cat. a dog."
@@ -34,6 +37,7 @@ def categories_from_typed(text: str) -> tuple[Category, ...]:
         return _categories_from_brackets(text)
     if re.search(r"^names\s*:", text, re.MULTILINE):  # other keys may stand before it
         return _categories_from_yaml(text)
+    text = _QUOTED.sub(r"\2", text)  # "cat","dog"
     if len(text.splitlines()) > 1:
         return categories_from_lines(text)
     if ";" not in text:
@@ -89,6 +93,8 @@ def describe(labels: Sequence[str], names: Sequence[str]) -> str:
             f"1 category, {labels[0]!r}, with {len(names)} names: {_list(names, ', ')}; for "
             f"{len(names)} categories write {_list(names, ';')}"
         )
+    if len(labels) == 1 and re.search(r"[|\t]", labels[0]):
+        return f"1 category: {labels[0]}; for several write ';' between them"
     word = "category" if len(labels) == 1 else "categories"
     extra = f" with {len(names)} names" if len(names) > len(labels) else ""
     return f"{len(labels)} {word}{extra}: {_list(labels, '; ')}"

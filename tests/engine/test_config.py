@@ -130,3 +130,8 @@ def test_a_missing_config_is_looked_up_in_the_model_zoo():
     with pytest.raises(ConfigError, match=r"no config 'configs/common/trian' in densedet's model"):
         load_config("configs/common/trian")
     assert load_config("configs/common/train").train.seed == 0
+
+
+def test_a_config_that_is_no_regular_file(tmp_path):
+    with pytest.raises(ConfigError, match="is no regular file"):
+        load_config(str(tmp_path))

@@ -107,6 +107,7 @@ def test_what_is_allowed(change):
 def test_timeouts():
     assert changed({"timeout": {"steps": 5}}).seconds("steps") == 5
     assert changed({"timeout": {"steps": 5}}).seconds("evaluation") == 1800
+    assert changed({"timeout": None}).seconds("steps") == 600
     old = load_config("configs/common/train.py")
     del old.train["timeout"]  # a config saved by an older version
     assert train_options(old).seconds("steps") == 600

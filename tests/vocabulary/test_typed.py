@@ -230,3 +230,27 @@ def test_any_text_is_a_vocabulary_or_one_line() -> None:
         except VocabularyError as error:
             assert len(str(error)) < 300, text
     assert 200 < read < 1_800
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ('"cat";"dog"', ("cat", "dog")),
+        ("'cat' ; \"traffic light\"", ("cat", "traffic light")),
+        ("child's toy;cat", ("child's toy", "cat")),
+        ("1\tcat\n2\tdog", ("cat", "dog")),
+        ('"cat"\n"dog"', ("cat", "dog")),
+    ],
+)
+def test_quotes_and_tabs(text, labels):
+    assert Vocabulary.typed(text).labels == labels
+
+
+def test_an_ideographic_comma_is_a_comma():
+    assert Vocabulary.typed("\u732b\u3001\u72ac").synonyms == ("\u732b", "\u72ac")
+
+
+def test_separators_of_other_tools_are_said():
+    assert Vocabulary.typed("cat|dog").describe() == (
+        "1 category: cat|dog; for several write ';' between them"
+    )
