@@ -57,6 +57,7 @@ from densedet.engine.vocabulary_check import check_vocabulary
 from densedet.engine.writers import build_writers
 from densedet.errors import ConfigError, DensedetError, Terminated
 from densedet.files import write_text
+from densedet.modeling.meta_arch.rcnn import warn_of_padding
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     model = build(cfg.model, "model", nn.Module).to(device)
     if options.sync_batch_norm:
         model = synchronise_batch_norm(model, device, comm.get_world_size())
+    warn_of_padding(model)
     check_vocabulary(cfg, model, "train")
     check_test_vocabularies(cfg, model)
     loader = build(cfg.dataloader.train, "dataloader.train", Iterable)

@@ -8,7 +8,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
 from densedet.errors import ConfigError
+from densedet.modeling.backbone import ClipBackbone
 from densedet.modeling.meta_arch import OpenVocabularyRCNN
+from densedet.modeling.meta_arch.rcnn import warn_of_padding
 from densedet.modeling.roi_heads import ScoreEnsemble
 from densedet.vocabulary import Vocabulary
 
@@ -355,3 +357,20 @@ def test_it_is_a_generalized_rcnn(make_rcnn):
     model = make_rcnn()
     assert isinstance(model, GeneralizedRCNN)
     assert model.input_format is None and model.vis_period == 0
+
+
+def test_a_model_of_detectron2_that_lets_the_tower_see_padding_is_named(make_rcnn, caplog):
+    model = make_rcnn("b16")
+    warn_of_padding(model)
+    assert not caplog.records
+    plain = torch.nn.Module.__new__(GeneralizedRCNN)
+    torch.nn.Module.__init__(plain)
+    plain.backbone = model.backbone
+    warn_of_padding(plain)
+    assert "GeneralizedRCNN pads the images of a batch" in caplog.text
+    caplog.clear()
+    for module in plain.modules():
+        if isinstance(module, ClipBackbone):
+            module.square_size = 64
+    warn_of_padding(plain)
+    assert not caplog.records

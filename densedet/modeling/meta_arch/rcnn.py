@@ -1,18 +1,23 @@
 """Open-vocabulary Faster and Mask R-CNN."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet
 from detectron2.structures import ImageList, Instances
+from torch import nn
 
 from densedet.clip import ClassEmbeddings
 from densedet.errors import ConfigError
+from densedet.modeling.backbone import ClipBackbone
 from densedet.modeling.backbone.statistics import fill_statistics
 from densedet.modeling.image_sizes import ImagesApart
 from densedet.modeling.meta_arch.open_vocabulary import OpenVocabularyModel
 from densedet.modeling.pasting import PastesMasks
 from densedet.modeling.roi_heads import OpenVocabularyROIHeads
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -84,3 +89,17 @@ class OpenVocabularyRCNN(OpenVocabularyModel, ImagesApart, PastesMasks):
         """As `GeneralizedRCNN.inference`; embeds the vocabulary first if it is new."""
         self._embed_vocabulary()
         return super().inference(batched_inputs, detected_instances, do_postprocess)
+
+
+def warn_of_padding(model: nn.Module) -> None:
+    """Say where a model of Detectron2's own lets a CLIP tower see the padding of a batch."""
+    towers = [m for m in model.modules() if isinstance(m, ClipBackbone) and not m.square_size]
+    plain = isinstance(model, GeneralizedRCNN | RetinaNet) and not isinstance(model, ImagesApart)
+    if towers and plain:
+        logger.warning(
+            "%s pads the images of a batch to the largest, and the image tower sees the padding: an "
+            "image has other features in training than alone. Take "
+            "densedet.modeling.meta_arch.ClosedSetRCNN, put ImagesApart before the class, or set "
+            "square_size of the ClipBackbone",
+            type(model).__name__,
+        )
