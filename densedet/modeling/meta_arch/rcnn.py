@@ -97,8 +97,8 @@ def warn_of_padding(model: nn.Module) -> None:
     plain = isinstance(model, GeneralizedRCNN | RetinaNet) and not isinstance(model, ImagesApart)
     if towers and plain:
         logger.warning(
-            "%s pads the images of a batch to the largest, and the image tower sees the padding: an "
-            "image has other features in training than alone. Take "
+            "%s pads the images of a batch to the largest, and the image tower sees the padding: "
+            "an image has other features in training than alone. Take "
             "densedet.modeling.meta_arch.ClosedSetRCNN, put ImagesApart before the class, or set "
             "square_size of the ClipBackbone",
             type(model).__name__,
