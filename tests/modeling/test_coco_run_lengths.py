@@ -33,7 +33,9 @@ def masks(height, width, rng):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (24, 31), (120, 80)], ids=str)
-def test_run_lengths_are_those_of_pycocotools(size):
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_run_lengths_are_those_of_pycocotools(size, small, monkeypatch):
+    monkeypatch.setattr("densedet.modeling.run_lengths._SMALL", small)
     every = np.stack(list(masks(*size, np.random.default_rng(0))))
     instances = Instances(
         size,
