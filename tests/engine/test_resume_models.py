@@ -19,6 +19,7 @@ CONFIGS = {
     "tiny_region_clip": "RegionCLIP",
     "tiny_clipself": "CLIPSelf",
     "fvit/quickstart": "OpenVocabularyRCNN",
+    "fvit/quickstart_closed_set": "ClosedSetRCNN",
     "panoptic_fpn/quickstart": "OpenVocabularyPanopticFPN",
     "denseclip/quickstart": "Segmentor",
     "icpc/quickstart": "Segmentor",
