@@ -34,9 +34,9 @@ def images(seed, side=8):
 
 @pytest.fixture
 def passes():
-    """``passes(encoder, batches, keep=[])``: how often the encoder ran for the batches."""
+    """``passes(encoder, batches, keep=True)``: how often the encoder ran for the batches."""
 
-    def count(encoder, batches, keep=()):
+    def count(encoder, batches, keep=True):
         backbone = encoder.model.backbone
         before = backbone.passes
         with encoder.remembering(keep):
@@ -55,7 +55,7 @@ def test_results_are_found_by_content_without_comparing_all(passes, monkeypatch)
     monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(1) or bool((a == b).all()))
     assert passes(encoder, [window.clone() for window in windows]) == 0
     assert len(compared) == 50  # those of this test
-    assert passes(encoder, [windows[0].mT.contiguous()], ()) == 1  # other content, same shape
+    assert passes(encoder, [windows[0].mT.contiguous()]) == 1  # other content, same shape
 
 
 def test_the_limit_is_in_bytes(passes):
@@ -72,5 +72,5 @@ def test_the_limit_is_in_bytes(passes):
 
 def test_nothing_is_kept_where_nothing_is_to_be(passes):
     encoder = ImageEncoder(_Model(), torch.float32)
-    assert passes(encoder, [images(0), images(0)], keep=None) == 2
+    assert passes(encoder, [images(0), images(0)], keep=False) == 2
     assert passes(encoder, [images(0)]) == 1

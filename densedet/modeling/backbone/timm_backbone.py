@@ -45,7 +45,7 @@ class TimmBackbone(AlignedBackbone):
         name: str,
         embed_dim: int | None = 512,
         grid: int = 16,
-        pretrained: bool | str = False,
+        pretrained: bool | str | None = False,
     ) -> None:
         channels = _channels(name)
         weights = _checked_weights(name, pretrained) if isinstance(pretrained, str) else None
